@@ -1,0 +1,53 @@
+"""EfficientNet that is actually efficient: a drop-in B0 to B7 and Lite family on fused kernels.
+
+>>> import effnet_fast as ef
+>>> model = ef.efficientnet_b0(weights="DEFAULT").eval()
+"""
+
+from effnet_fast import ops
+from effnet_fast.backends import BackendUnavailableError, backends, use_backend
+from effnet_fast.checkpoints import CheckpointError
+from effnet_fast.models import (
+    EfficientNet,
+    create_model,
+    efficientnet_b0,
+    efficientnet_b1,
+    efficientnet_b2,
+    efficientnet_b3,
+    efficientnet_b4,
+    efficientnet_b5,
+    efficientnet_b6,
+    efficientnet_b7,
+    efficientnet_lite0,
+    efficientnet_lite1,
+    efficientnet_lite2,
+    efficientnet_lite3,
+    efficientnet_lite4,
+    list_models,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailableError",
+    "CheckpointError",
+    "EfficientNet",
+    "backends",
+    "create_model",
+    "efficientnet_b0",
+    "efficientnet_b1",
+    "efficientnet_b2",
+    "efficientnet_b3",
+    "efficientnet_b4",
+    "efficientnet_b5",
+    "efficientnet_b6",
+    "efficientnet_b7",
+    "efficientnet_lite0",
+    "efficientnet_lite1",
+    "efficientnet_lite2",
+    "efficientnet_lite3",
+    "efficientnet_lite4",
+    "list_models",
+    "ops",
+    "use_backend",
+]

@@ -1,0 +1,111 @@
+"""Convolution and batch norm as one layer: the part that every autograd function here shares.
+
+A layer is a static :class:`ConvBn` and the five tensors :class:`ConvBnTensors`. Its raw output
+``y`` is the only activation it writes; batch norm becomes ``affine``, applied by whoever loads
+``y`` next, and in the backward pass ``coef``, from which the gradient of ``y`` is rebuilt on load.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from effnet_fast.ops import library as op
+from effnet_fast.ops.checks import check_batch_statistics
+
+
+class ConvBn(NamedTuple):
+    """A convolution and its batch norm, less the tensors."""
+
+    kind: str  # "conv2d", "pointwise" or "depthwise": an op of the vocabulary
+    stride: int
+    padding: tuple[int, int, int, int]  # top, bottom, left, right
+    eps: float
+    momentum: float
+    batch_stats: bool  # normalise by the batch (training) or by the running statistics
+    group: Any = None  # torch.distributed process group of a SyncBatchNorm
+
+
+class ConvBnTensors(NamedTuple):
+    """weight [K, C or 1, k, k]; gamma, beta, running_mean, running_var [K] or None."""
+
+    weight: Tensor
+    gamma: Tensor | None
+    beta: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+
+
+class Normalization(NamedTuple):
+    """A batch norm ready to be applied: affine, norm [2,K], and the number of values behind it."""
+
+    affine: Tensor
+    norm: Tensor
+    count: int
+
+
+def normalize(
+    layer: ConvBn, t: ConvBnTensors, y: Tensor, stats: Tensor, backend: str
+) -> Normalization:
+    """Batch norm of the raw output ``y`` (metadata only) with moments ``stats``, or running ones."""
+    count = y.shape[0] * y.shape[2] * y.shape[3]
+    if not layer.batch_stats:
+        return fold(layer, t, y.dtype, backend)
+    if layer.group is not None:
+        stats, count = _gather_moments(stats, count, layer.group)
+    check_batch_statistics(count, f"{layer.kind} with {y.shape[1]} channels")
+    affine, norm = op.bn_finalize(
+        stats, t.gamma, t.beta, t.running_mean, t.running_var, count, layer.momentum, layer.eps,
+        backend,
+    )  # fmt: skip
+    return Normalization(affine, norm, count)
+
+
+def fold(layer: ConvBn, t: ConvBnTensors, dtype: torch.dtype, backend: str) -> Normalization:
+    """Batch norm by the running statistics, for activations of ``dtype``."""
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    affine, norm = op.bn_fold(
+        t.gamma, t.beta, t.running_mean, t.running_var, layer.eps, acc, backend
+    )
+    return Normalization(affine, norm, 0)
+
+
+def backward_coef(
+    layer: ConvBn, gamma: Tensor | None, norm: Tensor, sums: Tensor, count: int, backend: str
+) -> Tensor:
+    """The coefficients that rebuild the gradient of ``y``; ``sums`` are this process's own."""
+    if layer.group is not None and layer.batch_stats:
+        sums = sums.clone()
+        dist.all_reduce(sums, group=layer.group)
+    return op.bn_bwd_coef(sums, norm, gamma, count, layer.batch_stats, backend)
+
+
+def _gather_moments(stats: Tensor, count: int, group: Any) -> tuple[Tensor, int]:
+    """Moments over all processes of ``group``, by Chan's formula, and their total count."""
+    mine = torch.cat((stats.flatten(), stats.new_tensor([count])))
+    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(everyone, mine, group=group)
+    table = torch.stack(everyone)
+    counts = table[:, -1:]
+    mean, var = table[:, :-1].unflatten(1, stats.shape).unbind(1)
+    total = counts.sum().clamp(min=1)
+    grand_mean = (mean * counts).sum(0) / total
+    grand_var = ((var + (mean - grand_mean) ** 2) * counts).sum(0) / total
+    return torch.stack((grand_mean, grand_var)), int(counts.sum().item())
+
+
+def like_parameter(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+    """A gradient in its parameter's type (kernels return them in fp32)."""
+    return None if grad is None or parameter is None else grad.to(parameter.dtype)
+
+
+def channels_last_grad(g: Tensor) -> Tensor:
+    """What autograd hands back, in the layout of the kernels.
+
+    The one place where an activation-sized copy can happen: the gradient's layout is the choice of
+    whoever consumed our output, and is not known when the backend is chosen.
+    """
+    return g.contiguous(memory_format=torch.channels_last)

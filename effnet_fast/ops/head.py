@@ -1,0 +1,78 @@
+"""The network's head up to the classifier: 1x1 convolution, batch norm, activation, global mean.
+
+In inference one pass that stores no map; in training the raw output is written once and read by
+``se_pool``, and its gradient is rebuilt from the pooled gradient on load.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from effnet_fast.ops import library as op
+from effnet_fast.ops.conv_bn import (
+    ConvBn,
+    ConvBnTensors,
+    backward_coef,
+    fold,
+    like_parameter,
+    normalize,
+)
+from effnet_fast.ops.mbconv import pointwise_bwd
+from effnet_fast.reference import acc_dtype
+
+
+def conv_bn_act_pool(layer: ConvBn, t: ConvBnTensors, x: Tensor, act: str, backend: str) -> Tensor:
+    """``mean_hw(act(bn(conv1x1(x))))``: [N,C,H,W] -> [N,K] of x's type; checked by the caller."""
+    wants_grad = torch.is_grad_enabled() and any(
+        v is not None and v.requires_grad for v in (x, *t)
+    )
+    if wants_grad or layer.batch_stats:
+        out: Tensor = ConvBnActPoolFn.apply(layer, act, backend, x, *t)
+        return out
+    affine = fold(layer, t, x.dtype, backend).affine
+    return op.pointwise_pool(x, t.weight.to(x.dtype), affine, act, backend).to(x.dtype)
+
+
+class ConvBnActPoolFn(torch.autograd.Function):
+    """apply(layer, act, backend, x, weight, gamma, beta, running_mean, running_var) -> [N,K]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, layer: ConvBn, act: str, backend: str, x: Tensor, *tensors: Tensor | None
+    ) -> Tensor:
+        t = ConvBnTensors(*tensors)  # type: ignore[arg-type]
+        y, stats = op.pointwise(
+            x, t.weight.to(x.dtype), None, "identity", None, None, "identity", None,
+            layer.batch_stats, backend,
+        )  # fmt: skip
+        bn = normalize(layer, t, y, stats, backend)
+        ctx.save_for_backward(x, y, bn.affine, bn.norm, t.weight, t.gamma, t.beta)
+        ctx.static = (layer, act, backend, bn.count)
+        return op.se_pool(y, bn.affine, act, backend).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, y, affine, norm, weight, gamma, beta = ctx.saved_tensors
+        layer, act, backend, count = ctx.static
+        need_dx, need_dw = ctx.needs_input_grad[3:5]
+        dpool = grads[0].to(acc_dtype(y)) / (y.shape[2] * y.shape[3])
+        sums = op.bn_bwd_reduce(None, y, norm, affine, act, None, dpool, backend)
+        coef = backward_coef(layer, gamma, norm, sums, count, backend)
+        dx = dw = None
+        if need_dx or need_dw:
+            dx, dw, _ = pointwise_bwd(
+                None, y, x, weight.to(x.dtype), coef, affine, act, None, dpool,
+                None, "identity", None, None, None, need_dx, need_dw, backend,
+            )  # fmt: skip
+        return (
+            None, None, None,
+            dx if need_dx else None,
+            like_parameter(dw, weight) if need_dw else None,
+            like_parameter(sums[1], gamma), like_parameter(sums[0], beta),
+            None, None,
+        )  # fmt: skip
