@@ -51,13 +51,22 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def requested(explicit: str | None) -> str:
-    """The name in force, by the precedence of the module docstring; may be "auto"."""
+    """The name in force, by the precedence of the module docstring; may be "auto".
+
+    torch.compile takes it as a constant: a compiled model keeps what was in force when it was
+    compiled.
+    """
     if explicit is not None and check_name(explicit) != "auto":
         return explicit
     name = _requested.get()
     if name != "auto":
         return name
     return check_name(os.environ.get(ENVIRONMENT_VARIABLE, "auto"), ENVIRONMENT_VARIABLE)
+
+
+# What torch.compiler.assume_constant_result does, less its import of torch._dynamo, which takes
+# a second and brings triton into every process.
+requested._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache

@@ -34,8 +34,10 @@ _ACTIVATION_MODULES: dict[str, type[nn.Module]] = {
 def cast_input(x: Tensor, weight: Tensor, channels: int, what: str) -> Tensor:
     """``x`` checked against the first weight it meets, in autocast's type where that is on."""
     check_map(x, channels, what)
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    device = x.device.type
+    available = torch.amp.is_autocast_available(device)  # not so on "meta"
+    if available and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(device))
         check_match(x, weight.detach().to(x.dtype), what)
     else:
         check_match(x, weight, what)

@@ -1,0 +1,127 @@
+"""Count a model's parameters, multiply-adds and activations, exactly and without computing.
+
+A copy of the model without data (torch's "meta" device) is run once, and every op that multiplies
+is counted where the dispatcher sees it. Counters that know aten only, such as
+``torch.utils.flop_counter``, see nothing inside ``torch.ops.effnet_fast``.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@dataclass(frozen=True)
+class OpRow:
+    """What one op did in a forward pass: how often it ran, multiply-adds, elements it put out."""
+
+    calls: int = 0
+    macs: int = 0
+    activations: int = 0
+
+    def __add__(self, other: OpRow) -> OpRow:
+        return OpRow(
+            self.calls + other.calls,
+            self.macs + other.macs,
+            self.activations + other.activations,
+        )
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Figures of one forward pass in eval mode on one image.
+
+    ``params``: elements of all parameters. ``macs``: multiply-adds of convolutions,
+    squeeze-and-excitation and linear layers; batch norm, activations and pooling are not counted,
+    taps on padding are. ``activations``: elements of the outputs of those same layers, whether or
+    not a fused op writes them out. ``rows``: the same by op, named as the dispatcher names it. The
+    conventions are those of timm's and torchvision's published figures.
+    """
+
+    params: int
+    macs: int
+    activations: int
+    rows: dict[str, OpRow]
+
+
+def count(model: nn.Module, resolution: int | tuple[int, int]) -> Profile:
+    """The :class:`Profile` of ``model`` on one image of ``resolution``: a side, or (H, W), pixels.
+
+    Works for any module that begins with a convolution and takes [N, C, H, W]. The model itself
+    is neither run nor changed, its hooks do not run, and its tensors are not copied. Raises what
+    the model raises for an image of that size.
+    """
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    stem = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if stem is None:
+        raise TypeError(f"{type(model).__name__} has no convolution: its input is not an image")
+    x = torch.empty((1, stem.in_channels, height, width), dtype=stem.weight.dtype, device="meta")
+    counter = _Counter()
+    twin = _without_data(model).eval()
+    with torch.no_grad(), counter:
+        twin(x)
+    total = sum(counter.rows.values(), OpRow())
+    params = sum(p.numel() for p in model.parameters())
+    return Profile(params, total.macs, total.activations, counter.rows)
+
+
+def _without_data(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` on the meta device and without hooks; no tensor is copied."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta")) for p in model.parameters()}
+    memo |= {id(b): b.to("meta") for b in model.buffers()}
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return twin
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
+    """Adds up every op that multiplies, by its qualified name."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
+        self.rows: dict[str, OpRow] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name
+        row = _row(name, args, result)
+        if row is not None:
+            self.rows[name] = self.rows.get(name, OpRow()) + row
+        return result
+
+
+def _row(name: str, args: tuple[Any, ...], result: Any) -> OpRow | None:
+    """What one call did; None for an op that is not counted."""
+    match name:
+        case "effnet_fast::conv2d" | "effnet_fast::pointwise" | "effnet_fast::depthwise":
+            return _convolution(result[0].numel(), args[1])
+        case "aten::convolution":
+            return _convolution(result.numel(), args[1])
+        case "effnet_fast::pointwise_pool":  # the map it averages is never stored
+            x, weight = args[:2]
+            return _convolution(x.shape[0] * weight.shape[0] * x.shape[2] * x.shape[3], weight)
+        case "effnet_fast::se_gate":  # [N,C] -> [N,R] -> [N,C]
+            pooled, w_reduce, _, w_expand = args[:4]
+            n = pooled.shape[0]
+            return OpRow(
+                1,
+                n * (w_reduce.numel() + w_expand.numel()),
+                n * (w_reduce.shape[0] + w_expand.shape[0]),
+            )
+        case "aten::addmm" | "aten::mm":
+            return OpRow(1, result.numel() * args[-1].shape[0], result.numel())
+    return None
+
+
+def _convolution(outputs: int, weight: Tensor) -> OpRow:
+    """``weight`` is [K, C / groups, k, k]: each output sums over all but the first dimension."""
+    return OpRow(1, outputs * weight[0].numel(), outputs)

@@ -1,0 +1,43 @@
+"""The gate itself: what makes a tier fail."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.run_tiers import Outcome, Tier, judge, main, read_junit
+
+TIER = Tier("TX", "tests/tx")
+NO_GPU = Tier("TX", "tests/tx", may_be_empty="no GPU")
+CASES = {
+    "good": (TIER, Outcome(passed=3), 0, ""),
+    "a failure": (TIER, Outcome(passed=3, failed=1), 1, "1 failed"),
+    "all skipped": (TIER, Outcome(), 0, "no test ran"),
+    "nothing collected": (TIER, Outcome(), 5, "no test ran"),
+    "excused": (NO_GPU, Outcome(), 5, ""),
+    "excused, yet failing": (NO_GPU, Outcome(failed=2), 1, "2 failed"),
+    "pytest broke": (NO_GPU, Outcome(), 4, "pytest ended with status 4"),
+    "pytest broke after good tests": (TIER, Outcome(passed=3), 3, "pytest ended with status 3"),
+}
+
+
+@pytest.mark.parametrize(("tier", "outcome", "status", "trouble"), CASES.values(), ids=CASES)
+def test_a_tier_is_judged(tier: Tier, outcome: Outcome, status: int, trouble: str) -> None:
+    judge(tier, outcome, status)
+    assert outcome.trouble == trouble
+    assert (outcome.failed > 0) == (status not in (0, 5))
+
+
+def test_cases_are_counted_with_their_reasons(tmp_path: Path) -> None:
+    xml = tmp_path / "junit.xml"
+    xml.write_text(
+        "<testsuites><testsuite><testcase/><testcase><failure/></testcase>"
+        "<testcase><error/></testcase><testcase><skipped message='no GPU'/></testcase>"
+        "<testcase><skipped message='no GPU'/></testcase></testsuite></testsuites>"
+    )
+    outcome = read_junit(xml)
+    assert (outcome.passed, outcome.failed, dict(outcome.skips)) == (1, 2, {"no GPU": 2})
+
+
+def test_an_unknown_tier_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["T0", "T99"]) == 2
+    assert "no tier named T99; there are T0, T1" in capsys.readouterr().err

@@ -1,0 +1,251 @@
+"""Every forward op on its named cases, against stock PyTorch in fp64, by the error rule."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from effnet_fast.ops import library as op
+from effnet_fast.ops.checks import resolve_padding
+from tests.cases import (
+    CPU_BACKENDS,
+    DEPTHWISE,
+    FLOATS,
+    POINTWISE,
+    Case,
+    activation_input,
+    affine,
+    gate,
+)
+from tests.eager import ACT
+from tests.error_rule import assert_within
+
+pytestmark = [
+    pytest.mark.parametrize("backend", CPU_BACKENDS),
+    pytest.mark.parametrize("dtype", FLOATS, ids=str),
+]
+
+
+def scaled(x: Tensor, a: Tensor | None, act: str = "identity") -> Tensor:
+    """``act(scale * x + shift)``, the affine in the type that x computes in."""
+    if a is None:
+        return ACT[act](x)
+    a = a.to(torch.float64) if x.dtype == torch.float64 else a
+    return ACT[act](x * a[0].view(1, -1, 1, 1) + a[1].view(1, -1, 1, 1)).to(x.dtype)
+
+
+def moments(y: Tensor) -> Tensor:
+    if y.numel() == 0:
+        return y.new_zeros(2, y.shape[1])
+    return torch.stack((y.mean((0, 2, 3)), y.var((0, 2, 3), correction=0)))
+
+
+def assert_map(ours: Tensor, base: Tensor, truth: Tensor) -> None:
+    n, c, h, w = truth.shape
+    assert ours.stride() == (h * w * c, 1, w * c, c), "not channels_last"
+    assert_within(ours, base, truth, "y")
+
+
+def assert_moments(stats: Tensor, base: Tensor, truth_y: Tensor) -> None:
+    truth = moments(truth_y)
+    n = truth_y.numel() // max(truth_y.shape[1], 1)
+    spread = (truth_y - truth[0].view(1, -1, 1, 1)) ** 2
+    base_stats = moments(base.float())
+    if n:
+        assert_within(stats[0], base_stats[0], truth[0], "mean", terms=truth_y / n, n=n)
+        assert_within(stats[1], base_stats[1], truth[1], "variance", terms=spread / n, n=n)
+    else:
+        assert torch.equal(stats, torch.zeros_like(stats))
+
+
+@pytest.mark.parametrize("case", DEPTHWISE, ids=str)
+def test_depthwise_training(case: Case, dtype: torch.dtype, backend: str) -> None:
+    """Affine and activation on load, statistics on store."""
+    x, a = activation_input(case, dtype), affine(case.c)
+    w = torch.randn(case.c, 1, case.kernel, case.kernel).to(dtype)
+    pads = resolve_padding(case.padding, x.shape, case.kernel, case.stride)
+    y, stats = op.depthwise(
+        x, w, case.stride, pads, a, "silu", None, "identity", "stats", backend
+    )  # fmt: skip
+
+    def eager(x: Tensor, w: Tensor) -> Tensor:
+        top, bottom, left, right = pads
+        padded = F.pad(scaled(x, a, "silu"), (left, right, top, bottom))
+        return F.conv2d(padded, w, None, case.stride, groups=case.c)
+
+    base, truth = eager(x, w), eager(x.double(), w.double())
+    assert_map(y, base, truth)
+    assert_moments(stats, base, truth)
+
+
+@pytest.mark.parametrize("case", DEPTHWISE, ids=str)
+@pytest.mark.parametrize("act", ["silu", "relu6"])
+def test_depthwise_inference(case: Case, dtype: torch.dtype, backend: str, act: str) -> None:
+    """Affine and activation on store, and the squeeze."""
+    x, a = activation_input(case, dtype), affine(case.c)
+    w = torch.randn(case.c, 1, case.kernel, case.kernel).to(dtype)
+    pads = resolve_padding(case.padding, x.shape, case.kernel, case.stride)
+    y, pooled = op.depthwise(
+        x, w, case.stride, pads, None, "identity", a, act, "pool", backend
+    )  # fmt: skip
+
+    def eager(x: Tensor, w: Tensor) -> Tensor:
+        top, bottom, left, right = pads
+        y = F.conv2d(F.pad(x, (left, right, top, bottom)), w, None, case.stride, groups=case.c)
+        return scaled(y, a, act)
+
+    base, truth = eager(x, w), eager(x.double(), w.double())
+    assert_map(y, base, truth)
+    hw = truth.shape[2] * truth.shape[3]
+    base_pooled = base.mean((2, 3)).float()
+    assert_within(pooled, base_pooled, truth.mean((2, 3)), "pooled", terms=truth / hw, n=hw)
+
+
+@pytest.mark.parametrize("case", POINTWISE, ids=str)
+def test_pointwise_training(case: Case, dtype: torch.dtype, backend: str) -> None:
+    """Affine, activation and gate on load, statistics on store."""
+    x, a, s = activation_input(case, dtype), affine(case.c), gate(case.n, case.c)
+    w = (torch.randn(case.k, case.c, 1, 1) / case.c**0.5).to(dtype)
+    y, stats = op.pointwise(
+        x, w, a, "silu", s, None, "identity", None, True, backend
+    )  # fmt: skip
+
+    def eager(x: Tensor, w: Tensor) -> Tensor:
+        return F.conv2d(scaled(x, a, "silu") * s.to(x.dtype)[:, :, None, None], w)
+
+    base, truth = eager(x, w), eager(x.double(), w.double())
+    assert_map(y, base, truth)
+    assert_moments(stats, base, truth)
+
+
+@pytest.mark.parametrize("case", POINTWISE, ids=str)
+@pytest.mark.parametrize("variant", ["expand", "project"])
+def test_pointwise_inference(
+    case: Case, dtype: torch.dtype, backend: str, variant: str
+) -> None:
+    """Expand: affine and activation on store. Project: gate on load, residual on store."""
+    x, a = activation_input(case, dtype), affine(case.k)
+    w = (torch.randn(case.k, case.c, 1, 1) / case.c**0.5).to(dtype)
+    project = variant == "project"
+    s = gate(case.n, case.c) if project else None
+    r = torch.randn(case.n, case.k, case.h, case.w).to(dtype) if project else None
+    r = None if r is None else r.contiguous(memory_format=torch.channels_last)
+    act = "identity" if project else "silu"
+    y, _ = op.pointwise(x, w, None, "identity", s, a, act, r, False, backend)
+
+    def eager(x: Tensor, w: Tensor) -> Tensor:
+        y = F.conv2d(x if s is None else x * s.to(x.dtype)[:, :, None, None], w)
+        y = scaled(y, a, act)
+        return y if r is None else y + r.to(y.dtype)
+
+    assert_map(y, eager(x, w), eager(x.double(), w.double()))
+
+
+@pytest.mark.parametrize("case", POINTWISE, ids=str)
+def test_pointwise_pool(case: Case, dtype: torch.dtype, backend: str) -> None:
+    x, a = activation_input(case, dtype), affine(case.k)
+    w = (torch.randn(case.k, case.c, 1, 1) / case.c**0.5).to(dtype)
+    pooled = op.pointwise_pool(x, w, a, "silu", backend)
+
+    def eager(x: Tensor, w: Tensor) -> Tensor:
+        return scaled(F.conv2d(x, w), a, "silu").mean((2, 3))
+
+    assert_within(pooled, eager(x, w).float(), eager(x.double(), w.double()), "pooled")
+
+
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize("size", [(3, 32, 32), (3, 33, 21), (1, 8, 8), (4, 1, 1)], ids=str)
+def test_stem(
+    size: tuple[int, int, int], padding: str, dtype: torch.dtype, backend: str
+) -> None:
+    c, h, w_ = size
+    x, a = torch.randn(2, c, h, w_).to(dtype), affine(32)  # NCHW: the image as users bring it
+    w = (torch.randn(32, c, 3, 3) / (9 * c) ** 0.5).to(dtype)
+    top, bottom, left, right = pads = resolve_padding(padding, x.shape, 3, 2)
+
+    def eager(x: Tensor, w: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (left, right, top, bottom)), w, None, 2)
+
+    base, truth = eager(x, w), eager(x.double(), w.double())
+    y, stats = op.conv2d(x, w, 2, pads, None, "identity", True, backend)
+    assert_map(y, base, truth)
+    assert_moments(stats, base, truth)
+    y, _ = op.conv2d(x, w, 2, pads, a, "relu6", False, backend)
+    assert_map(y, scaled(base, a, "relu6"), scaled(truth, a, "relu6"))
+
+
+@pytest.mark.parametrize("case", DEPTHWISE, ids=str)
+def test_se_pool_and_gate(case: Case, dtype: torch.dtype, backend: str) -> None:
+    x, a = activation_input(case, dtype), affine(case.c)
+    pooled = op.se_pool(x, a, "silu", backend)
+    hw = case.h * case.w
+    truth_map = scaled(x.double(), a, "silu")
+    truth = truth_map.mean((2, 3))
+    base = scaled(x, a, "silu").mean((2, 3)).float()
+    assert_within(pooled, base, truth, "pooled", terms=truth_map / hw, n=hw)
+
+    r = max(1, case.c // 5)  # a width that need not divide C
+    mlp = [torch.randn(r, case.c, 1, 1), torch.randn(r), torch.randn(case.c, r, 1, 1)]
+    mlp = [(v / max(v[0].numel(), 1) ** 0.5).to(dtype) for v in (*mlp, torch.randn(case.c))]
+
+    def eager(p: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+        return torch.sigmoid(F.linear(F.silu(F.linear(p, w1.flatten(1), b1)), w2.flatten(1), b2))
+
+    ours = op.se_gate(pooled, *mlp, "silu", backend)
+    in_type = eager(pooled.to(dtype), *mlp).float()
+    assert_within(ours, in_type, eager(pooled.double(), *[v.double() for v in mlp]), "gate")
+
+
+@pytest.mark.parametrize("case", DEPTHWISE, ids=str)
+def test_bn_residual(case: Case, dtype: torch.dtype, backend: str) -> None:
+    x, a = activation_input(case, dtype), affine(case.c)
+    r = torch.randn(x.shape).to(dtype).contiguous(memory_format=torch.channels_last)
+    keep = (torch.arange(case.n) % 2).float() * 1.25
+    s = gate(case.n, case.c)
+
+    def eager(x: Tensor, r: Tensor) -> Tensor:
+        y = scaled(x, a, "silu") * s.to(x.dtype)[:, :, None, None]
+        return y * keep.to(x.dtype).view(-1, 1, 1, 1) + r
+
+    ours = op.bn_residual(x, a, "silu", s, keep, r, backend)
+    assert_map(ours, eager(x, r), eager(x.double(), r.double()))
+
+
+@pytest.mark.parametrize("case", DEPTHWISE, ids=str)
+@pytest.mark.parametrize("momentum", [0.1, 0.01, 1.0])
+def test_bn_finalize(case: Case, dtype: torch.dtype, backend: str, momentum: float) -> None:
+    """Running statistics and the affine, against F.batch_norm on the whole map."""
+    x = activation_input(case, dtype)
+    count = case.n * case.h * case.w
+    if count == 1:
+        pytest.skip("torch refuses batch statistics of one value")
+    weight, bias = torch.rand(case.c) + 0.5, torch.randn(case.c)
+    mean, var = torch.randn(case.c), torch.rand(case.c)
+    stats = moments(x.double()).float()
+    ours_mean, ours_var = mean.clone(), var.clone()
+    a, norm = op.bn_finalize(
+        stats, weight, bias, ours_mean, ours_var, count, momentum, 1e-3, backend
+    )
+    assert a.dtype == norm.dtype == torch.float32
+    if count == 0:
+        assert torch.equal(ours_mean, mean)
+        assert torch.equal(ours_var, var)
+        return
+    results = {}
+    for t in (torch.float32, torch.float64):
+        m, v = mean.to(t), var.to(t)
+        y = F.batch_norm(x.to(t), m, v, weight.to(t), bias.to(t), True, momentum, 1e-3)
+        results[t] = (m, v, y)
+    base, truth = results[torch.float32], results[torch.float64]
+    assert_within(ours_mean, base[0], truth[0], "running mean")
+    assert_within(ours_var, base[1], truth[1], "running variance")
+    applied = op.bn_residual(x.float(), a, "identity", None, None, None, backend)
+    assert_within(applied, base[2], truth[2], "normalised")
+    folded, _ = op.bn_fold(weight, bias, ours_mean, ours_var, 1e-3, torch.float32, backend)
+    y = op.bn_residual(x.float(), folded, "identity", None, None, None, backend)
+    frozen = [
+        F.batch_norm(x.to(t), ours_mean.to(t), ours_var.to(t), weight.to(t), bias.to(t), False,
+                     0.0, 1e-3)
+        for t in (torch.float32, torch.float64)
+    ]  # fmt: skip
+    assert_within(y, *frozen, "normalised by the running statistics")
