@@ -160,6 +160,8 @@ def _read_timm_config(path: Path) -> tuple[str, dict[str, Any]]:
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         return "", {}
     details = config.get("pretrained_cfg") or config  # older exports have the fields at the top
+    if not isinstance(details, dict):
+        raise CheckpointError(f"cannot read {str(path)!r}: pretrained_cfg is no object")
     return f"{config['architecture']}.{details.get('tag', '')}", details
 
 

@@ -52,9 +52,10 @@ class Profile:
 def count(model: nn.Module, resolution: int | tuple[int, int]) -> Profile:
     """The :class:`Profile` of ``model`` on one image of ``resolution``: a side, or (H, W), pixels.
 
-    Works for any module that begins with a convolution and takes [N, C, H, W]. The model itself
-    is neither run nor changed, its hooks do not run, and its tensors are not copied. Raises what
-    the model raises for an image of that size.
+    For the models of this library and stock EfficientNets: a convolution comes first, and nothing
+    multiplies but convolutions, squeeze-and-excitation and linear layers. The model itself is
+    neither run nor changed, its hooks do not run, and its tensors are not copied. Raises what the
+    model raises for an image of that size.
     """
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     stem = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)

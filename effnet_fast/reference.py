@@ -125,7 +125,7 @@ def _convolve_bwd(
     )  # fmt: skip
     if da is not None and not same:
         da = da[:, :, top : top + a.shape[2], left : left + a.shape[3]]
-    return da, dw
+    return da, None if dw is None else dw.contiguous()
 
 
 def _bn_output_grad(

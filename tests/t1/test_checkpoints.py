@@ -2,7 +2,6 @@
 
 import importlib
 import io
-import json
 import pickle
 import sys
 from collections.abc import Iterator
@@ -359,39 +358,6 @@ def test_without_safetensors_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(ImportError, match=r'w\.safetensors.*pip install "effnet-fast\[safetensor'):
         read_file(tmp_path / "w.safetensors")
-
-
-TIMM_SMALL = {"conv_stem.weight": torch.zeros(1)}
-CONFIG = {"architecture": "tf_efficientnet_b0", "pretrained_cfg": {"tag": "ap_in1k", "crop_pct": 1}}
-
-
-def test_the_config_beside_a_timm_file_names_the_architecture(tmp_path: Path) -> None:
-    save_file(TIMM_SMALL, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    _, hints = read_file(tmp_path / "model.safetensors")
-    assert (hints.name, hints.config) == ("tf_efficientnet_b0.ap_in1k", CONFIG["pretrained_cfg"])
-
-
-@pytest.mark.parametrize("config", ["[]", '{"architectures": ["Bert"]}', '{"architecture": null}'])
-def test_a_config_of_another_library_says_nothing(tmp_path: Path, config: str) -> None:
-    save_file(TIMM_SMALL, tmp_path / "efficientnet_b0.safetensors")
-    (tmp_path / "config.json").write_text(config)
-    _, hints = read_file(tmp_path / "efficientnet_b0.safetensors")
-    assert (hints.name, hints.config) == ("efficientnet_b0.safetensors", {})
-
-
-def test_a_damaged_config_is_an_error_for_timms_files_only(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"architecture": ')
-    save_file(TIMM_SMALL, tmp_path / "timm.safetensors")
-    save_file(SMALL, tmp_path / "torchvision.safetensors")
-    with pytest.raises(CheckpointError, match=r"config\.json"):
-        read_file(tmp_path / "timm.safetensors")
-    assert same(read_file(tmp_path / "torchvision.safetensors")[0], SMALL)
-
-
-def test_the_arch_that_timms_training_script_saves_is_a_hint(tmp_path: Path) -> None:
-    torch.save({"arch": "tf_efficientnet_b0", "state_dict": TIMM_SMALL}, tmp_path / "last.pth.tar")
-    assert read_file(tmp_path / "last.pth.tar")[1].name == "tf_efficientnet_b0"
 
 
 # ---------------------------------------------------------------- loading

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from effnet_fast import architecture, models
-from effnet_fast.checkpoints import Checkpoint, CheckpointError
+from effnet_fast.checkpoints import Checkpoint, CheckpointError, read_file
 from effnet_fast.preprocess import HALF, IMAGENET_MEAN, Recipe, imagenet_classes, load_image
 from effnet_fast.stock import import_torchvision
 from effnet_fast.weights import WEIGHTS, DownloadError, WeightsEntry, default_recipe, resolve
@@ -34,6 +34,7 @@ ONE = {
     KEYS["torchvision"]: torch.arange(27.0).view(1, 3, 3, 3),
     "features.1.0.block.1.fc1.weight": torch.zeros(1),  # SE, which tells B from Lite
 }
+TIMM_ONE = {KEYS["timm"]: torch.zeros(1)}
 
 
 def resolved(name: str, weights: Any, **options: Any) -> tuple[Checkpoint, Recipe]:
@@ -150,7 +151,7 @@ def test_a_member_of_torchvisions_enum_is_taken(publish: Publish, member: str) -
 
 
 def test_lites_weights_are_tensorflows(publish: Publish) -> None:
-    publish("efficientnet_lite3", {KEYS["timm"]: torch.zeros(1)})
+    publish("efficientnet_lite3", TIMM_ONE)
     checkpoint, recipe = resolved("efficientnet_lite3", "DEFAULT")
     assert (checkpoint.source, checkpoint.padding, checkpoint.norm_eps) == ("timm", "same", 1e-3)
     assert checkpoint.mean == checkpoint.std == recipe.mean == recipe.std == HALF
@@ -266,14 +267,14 @@ TIMM_FILES = {
 def test_a_file_of_timms_alone_takes_the_family_rule(
     tmp_path: Path, file: str, expected: Recipe
 ) -> None:
-    with_se = {KEYS["timm"]: torch.zeros(1), "blocks.0.0.se.conv_reduce.weight": torch.zeros(1)}
+    with_se = {**TIMM_ONE, "blocks.0.0.se.conv_reduce.weight": torch.zeros(1)}
     torch.save(with_se, tmp_path / file)
     assert resolved("efficientnet_b3", tmp_path / file)[1] == expected
 
 
 def timm_folder(folder: Path, **details: Any) -> Path:
     """As timm's hub exports are: model.safetensors and config.json."""
-    save_file({KEYS["timm"]: torch.zeros(1)}, folder / "model.safetensors")
+    save_file(TIMM_ONE, folder / "model.safetensors")
     config = {"architecture": "efficientnet_b0", "pretrained_cfg": details}
     (folder / "config.json").write_text(json.dumps(config))
     return folder / "model.safetensors"
@@ -308,6 +309,42 @@ def test_a_config_that_is_not_understood_is_refused(tmp_path: Path, details: Any
     path = timm_folder(tmp_path, tag="x_in1k", **details)
     with pytest.raises(CheckpointError, match=r"config\.json beside .*not understood"):
         resolved("efficientnet_b0", path)
+
+
+CONFIG = {"architecture": "tf_efficientnet_b0", "pretrained_cfg": {"tag": "ap_in1k", "crop_pct": 1}}
+
+
+def test_the_config_beside_a_timm_file_names_the_architecture(tmp_path: Path) -> None:
+    save_file(TIMM_ONE, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    _, hints = read_file(tmp_path / "model.safetensors")
+    assert (hints.name, hints.config) == ("tf_efficientnet_b0.ap_in1k", CONFIG["pretrained_cfg"])
+
+
+@pytest.mark.parametrize("config", ["[]", '{"architectures": ["Bert"]}', '{"architecture": null}'])
+def test_a_config_of_another_library_says_nothing(tmp_path: Path, config: str) -> None:
+    save_file(TIMM_ONE, tmp_path / "efficientnet_b0.safetensors")
+    (tmp_path / "config.json").write_text(config)
+    _, hints = read_file(tmp_path / "efficientnet_b0.safetensors")
+    assert (hints.name, hints.config) == ("efficientnet_b0.safetensors", {})
+
+
+DAMAGED = ['{"architecture": ', '{"architecture": "efficientnet_b0", "pretrained_cfg": [1]}']
+
+
+@pytest.mark.parametrize("config", DAMAGED)
+def test_a_damaged_config_is_an_error_for_timms_files_only(tmp_path: Path, config: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    save_file(TIMM_ONE, tmp_path / "timm.safetensors")
+    save_file(ONE, tmp_path / "torchvision.safetensors")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        read_file(tmp_path / "timm.safetensors")
+    assert read_file(tmp_path / "torchvision.safetensors")[0].keys() == ONE.keys()
+
+
+def test_the_arch_that_timms_training_script_saves_is_a_hint(tmp_path: Path) -> None:
+    torch.save({"arch": "tf_efficientnet_b0", "state_dict": TIMM_ONE}, tmp_path / "last.pth.tar")
+    assert read_file(tmp_path / "last.pth.tar")[1].name == "tf_efficientnet_b0"
 
 
 def test_default_recipes_follow_variant_and_padding() -> None:
