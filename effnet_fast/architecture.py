@@ -87,7 +87,7 @@ def round_channels(channels: float, divisor: int = 8) -> int:
 
 def stages(v: Variant) -> tuple[Stage, ...]:
     """The baseline's stages scaled by the coefficients of ``v``."""
-    scaled = []
+    scaled: list[Stage] = []
     for i, s in enumerate(BASELINE):
         fixed_depth = v.lite and i in (0, len(BASELINE) - 1)
         scaled.append(

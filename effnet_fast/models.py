@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,11 +73,12 @@ class EfficientNet(nn.Module):
             )
         check_name(backend)
         check_activation(activation)
-        common = {
+        common: dict[str, Any] = {
             "activation": activation, "padding": padding, "eps": norm_eps,
             "momentum": norm_momentum, "backend": backend,
         }  # fmt: skip
-        layers: list[nn.Module] = [ConvNormAct("conv2d", in_channels, stem_channels, 3, 2, **common)]
+        stem = ConvNormAct("conv2d", in_channels, stem_channels, 3, 2, **common)
+        layers: list[nn.Module] = [stem]
         total, index = sum(s.layers for s in stages), 0
         for s in stages:
             blocks = []
@@ -85,9 +86,8 @@ class EfficientNet(nn.Module):
                 c, stride = (s.in_channels, s.stride) if i == 0 else (s.out_channels, 1)
                 squeeze = max(1, c // 4) if squeeze_excite else None
                 drop = stochastic_depth_prob * index / total
-                blocks.append(
-                    MBConv(c, s.out_channels, s.kernel, stride, s.expansion, squeeze, drop, **common)
-                )
+                shape = (c, s.out_channels, s.kernel, stride, s.expansion)
+                blocks.append(MBConv(*shape, squeeze, drop, **common))
                 index += 1
             layers.append(nn.Sequential(*blocks))
         layers.append(ConvNormAct("pointwise", stages[-1].out_channels, head_channels, **common))
@@ -127,13 +127,15 @@ class EfficientNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [N, in_channels, H, W] -> the head's feature map [N, num_features, h, w]."""
-        head: Tensor = self.features[-1](self._forward_blocks(x))
-        return head
+        return self._head()(self._forward_blocks(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """A feature map of :meth:`forward_features` -> logits, or pooled [N, num_features]."""
         pooled = torch.flatten(self.avgpool(x), 1)
         return pooled if pre_logits else self.classifier(pooled)
+
+    def _head(self) -> ConvNormAct:
+        return cast(ConvNormAct, self.features[-1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, in_channels, H, W] -> logits [N, num_classes].
@@ -141,24 +143,24 @@ class EfficientNet(nn.Module):
         Any strides; channels_last is the kernels' own. Any size from 1x1; the family's is
         ``recipe.crop``. Normalisation is the caller's (``recipe``).
         """
-        head = self.features[-1]
+        head = self._head()
         if _hooked(self.features, head, self.avgpool):
             return self.forward_head(self.features(x))
-        logits: Tensor = self.classifier(head.forward_pooled(self._forward_blocks(x)))
-        return logits
+        return self.classifier(head.forward_pooled(self._forward_blocks(x)))
 
     def _forward_blocks(self, x: Tensor) -> Tensor:
         """Stem and stages. The stem joins the first block, unless a hook wants to see it."""
-        stem, first_stage = self.features[0], self.features[1]
-        first = first_stage[0]
-        x = cast_input(x, stem[0].weight, stem[0].in_channels, "input image")
+        stem = cast(ConvNormAct, self.features[0])
+        first_stage = cast(nn.Sequential, self.features[1])
+        first = cast(MBConv, first_stage[0])
+        x = cast_input(x, stem.conv.weight, stem.conv.in_channels, "input image")
         if _hooked(stem, first_stage, first) or not first.can_take_stem():
             x = first_stage(stem(x))
         else:
             x = first.forward_from_image(stem, x)
-            for block in first_stage[1:]:
+            for block in list(first_stage)[1:]:
                 x = block(x)
-        for stage in self.features[2:-1]:
+        for stage in list(self.features)[2:-1]:
             x = stage(x)
         return x
 

@@ -74,14 +74,25 @@ class ConvNormAct(nn.Sequential):
     def extra_repr(self) -> str:
         return f"fused {self.kind}, padding={self.padding!r}, backend={self.backend!r}"
 
+    @property
+    def conv(self) -> nn.Conv2d:
+        """Child 0."""
+        conv = self[0]
+        if not isinstance(conv, nn.Conv2d) or conv.bias is not None:
+            raise TypeError(f"child 0 must be a Conv2d without bias, got {conv}")
+        return conv
+
+    @property
+    def bn(self) -> _BatchNorm:
+        """Child 1: a BatchNorm2d or SyncBatchNorm."""
+        bn = self[1]
+        if not isinstance(bn, _BatchNorm):
+            raise TypeError(f"child 1 must be a batch norm, got {bn}: no other norm is fused")
+        return bn
+
     def layer(self, size: torch.Size) -> ConvBn:
         """The layer for an input of ``size``; counts the batch where statistics are kept."""
-        conv, bn = self[0], self[1]
-        if not isinstance(bn, _BatchNorm) or conv.bias is not None:
-            raise TypeError(
-                "the fused layer is a convolution without bias and a batch norm, got "
-                f"{type(conv).__name__}(bias={conv.bias is not None}) and {type(bn).__name__}"
-            )
+        conv, bn = self.conv, self.bn
         kernel, stride = conv.kernel_size[0], conv.stride[0]
         padding = resolve_padding(self.padding, size, kernel, stride)
         momentum = 0.0 if bn.momentum is None else bn.momentum
@@ -96,14 +107,14 @@ class ConvNormAct(nn.Sequential):
 
     def tensors(self) -> ConvBnTensors:
         """The tensors of the layer; running statistics only where they are kept or used."""
-        conv, bn = self[0], self[1]
+        conv, bn = self.conv, self.bn
         keep = not bn.training or bn.track_running_stats
         mean, var = (bn.running_mean, bn.running_var) if keep else (None, None)
         return ConvBnTensors(conv.weight, bn.weight, bn.bias, mean, var)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N,C,H,W] -> [N,K,P,Q], the activated map written out."""
-        conv = self[0]
+        conv = self.conv
         x = cast_input(x, conv.weight, conv.in_channels, "input")
         return conv_bn_act(
             self.layer(x.shape), self.tensors(), x, self.activation, requested(self.backend)
@@ -111,7 +122,7 @@ class ConvNormAct(nn.Sequential):
 
     def forward_pooled(self, x: Tensor) -> Tensor:
         """A pointwise layer followed by the mean over H and W: [N,C,H,W] -> [N,K]."""
-        conv = self[0]
+        conv = self.conv
         x = cast_input(x, conv.weight, conv.in_channels, "input")
         return conv_bn_act_pool(
             self.layer(x.shape), self.tensors(), x, self.activation, requested(self.backend)
@@ -236,7 +247,7 @@ class MBConv(nn.Module):
 
     def forward_from_image(self, stem: ConvNormAct, x: Tensor) -> Tensor:
         """The stem and this block as one fused op: the stem's activated map is never written."""
-        return self._run(stem, x, stem[0].in_channels)
+        return self._run(stem, x, stem.conv.in_channels)
 
     def _named(self) -> dict[str, Any]:
         """The children of ``block`` by what they do."""
@@ -252,13 +263,13 @@ class MBConv(nn.Module):
     def _run(self, expand: ConvNormAct | None, x: Tensor, channels: int) -> Tensor:
         parts = self._named()
         depthwise, project, se = parts["depthwise"], parts["project"], parts.get("se")
-        x = cast_input(x, (depthwise if expand is None else expand)[0].weight, channels, "input")
+        x = cast_input(x, (depthwise if expand is None else expand).conv.weight, channels, "input")
         size, expand_layer = x.shape, None
         if expand is not None:
             expand_layer = expand.layer(size)
-            size = _output_shape(expand_layer, size, expand[0])
+            size = _output_shape(expand_layer, size, expand.conv)
         depthwise_layer = depthwise.layer(size)
-        size = _output_shape(depthwise_layer, size, depthwise[0])
+        size = _output_shape(depthwise_layer, size, depthwise.conv)
         block = fused.MBConv(
             expand_layer, depthwise_layer, project.layer(size), self.activation,
             self.use_res_connect, requested(self.backend),

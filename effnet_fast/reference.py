@@ -89,7 +89,7 @@ def _load(x: Tensor, affine: Tensor | None, act: str, gate: Tensor | None = None
 def _store(y: Tensor, like: Tensor) -> Tensor:
     """Round to ``like``'s type, in canonical channels_last strides."""
     y = y.to(like.dtype)
-    n, c, h, w = y.shape
+    _, c, h, w = y.shape
     if y.stride() == (h * w * c, 1, w * c, c):
         return y
     out = torch.empty_like(y, memory_format=torch.channels_last)
@@ -189,7 +189,7 @@ def pointwise(
 
 
 def pointwise_pool(x: Tensor, weight: Tensor, out_affine: Tensor, out_act: str) -> Tensor:
-    """The head: 1x1 convolution, affine, activation, mean over H and W -> [N,K]; no map is stored."""
+    """The head: 1x1 convolution, affine, activation, mean over H, W -> [N,K]; no map is stored."""
     y = _convolve(x.to(acc_dtype(x)), weight, 1, (0, 0, 0, 0), 1)
     return activate(_apply_affine(y, out_affine), out_act).mean((2, 3))
 
@@ -301,7 +301,7 @@ def bn_residual_bwd(
     g: Tensor, y: Tensor, coef: Tensor | None, affine: Tensor | None, act: str,
     gate: Tensor | None, drop_scale: Tensor | None, dpool: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """The gradient of ``y``, written out, for where no convolution follows that could rebuild it."""
+    """The gradient of ``y``, written out: where no convolution follows that could rebuild it."""
     h = _bn_output_grad(g, y, affine, act, gate, drop_scale, dpool)
     return _store((h.clone() if h is g else h) if coef is None else _bn_input_grad(h, y, coef), y)
 
@@ -359,7 +359,7 @@ def conv2d_bwd(
     g: Tensor, y: Tensor, x: Tensor, weight: Tensor, stride: int, padding: Padding, coef: Tensor,
     y_affine: Tensor | None, y_act: str, need_dx: bool, need_dw: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Backward of conv2d: dx like x (or [0]) and dw like weight in the accumulation type (or [0])."""
+    """Backward of conv2d: dx like x, dw like weight in the accumulation type; [0] if not needed."""
     dy = _bn_input_grad(_bn_output_grad(g, y, y_affine, y_act), y, coef)
     dx, dw = _convolve_bwd(
         dy, x.to(dy.dtype), weight, stride, padding, 1, need_dx, need_dw

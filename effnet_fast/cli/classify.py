@@ -179,7 +179,7 @@ def _batches(
 
 def _probabilities(model: EfficientNet, images: Tensor) -> Tensor:
     """Normalised pictures [N,3,H,W] in fp32 -> [N, num_classes] in fp32, on the CPU."""
-    weight = model.features[0][0].weight
+    weight = next(model.parameters())
     images = images.to(weight.device, weight.dtype, memory_format=torch.channels_last)
     with torch.inference_mode():
         return model(images).float().softmax(1).cpu()

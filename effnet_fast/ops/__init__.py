@@ -1,4 +1,4 @@
-"""Public differentiable ops; the vocabulary they are made of is in :mod:`effnet_fast.ops.library`."""
+"""Public differentiable ops; the vocabulary that they are made of is in :mod:`.library`."""
 
 from effnet_fast.ops.conv_bn_act import depthwise_conv_bn_act
 from effnet_fast.ops.squeeze_excite import squeeze_excite

@@ -15,6 +15,7 @@ PaddingArgument = int | str | tuple[int, ...] | list[int] | None
 
 
 def check_activation(name: str) -> str:
+    """``name`` if it is a known activation, else a ValueError that lists them."""
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
     return name

@@ -7,6 +7,8 @@ A layer is a static :class:`ConvBn` and the five tensors :class:`ConvBnTensors`.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -40,17 +42,17 @@ class ConvBnTensors(NamedTuple):
 
 
 class Normalization(NamedTuple):
-    """A batch norm ready to be applied: affine, norm [2,K], and the number of values behind it."""
+    """A batch norm ready to be applied: affine, norm [2,K], and how many values are behind it."""
 
     affine: Tensor
     norm: Tensor
-    count: int
+    values: int
 
 
 def normalize(
     layer: ConvBn, t: ConvBnTensors, y: Tensor, stats: Tensor, backend: str
 ) -> Normalization:
-    """Batch norm of the raw output ``y`` (metadata only) with moments ``stats``, or running ones."""
+    """Batch norm of the raw output ``y`` (metadata only): by its moments ``stats``, or running."""
     count = y.shape[0] * y.shape[2] * y.shape[3]
     if not layer.batch_stats:
         return fold(layer, t, y.dtype, backend)
@@ -95,6 +97,25 @@ def _gather_moments(stats: Tensor, count: int, group: Any) -> tuple[Tensor, int]
     grand_mean = (mean * counts).sum(0) / total
     grand_var = ((var + (mean - grand_mean) ** 2) * counts).sum(0) / total
     return torch.stack((grand_mean, grand_var)), int(counts.sum().item())
+
+
+def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """For a Function's ``backward``: refuse ``create_graph=True`` instead of dropping terms.
+
+    torch's own ``once_differentiable`` raises only if the incoming gradient requires grad; a
+    gradient penalty, whose incoming gradient is a constant, it would let pass without a word.
+    """
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *grads: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "effnet_fast's ops have no second derivative: they cannot be differentiated with "
+                "create_graph=True; compute gradient penalties on a stock PyTorch model"
+            )
+        return backward(ctx, *grads)
+
+    return run
 
 
 def like_parameter(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:

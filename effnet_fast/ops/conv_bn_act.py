@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from effnet_fast.backends import requested
 from effnet_fast.ops import library as op
@@ -28,6 +27,7 @@ from effnet_fast.ops.conv_bn import (
     ConvBnTensors,
     backward_coef,
     channels_last_grad,
+    differentiable_once,
     fold,
     like_parameter,
     normalize,
@@ -146,11 +146,11 @@ class ConvBnActFn(torch.autograd.Function):
         t = ConvBnTensors(*tensors)  # type: ignore[arg-type]
         out, y, bn = _forward(layer, t, x, act, backend)
         ctx.save_for_backward(x, y, bn.affine, bn.norm, t.weight, t.gamma, t.beta)
-        ctx.static = (layer, act, backend, bn.count)
+        ctx.static = (layer, act, backend, bn.values)
         return out
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x, y, affine, norm, weight, gamma, beta = ctx.saved_tensors
         layer, act, backend, count = ctx.static

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from effnet_fast.ops import library as op
 from effnet_fast.ops.conv_bn import (
     ConvBn,
     ConvBnTensors,
     backward_coef,
+    differentiable_once,
     fold,
     like_parameter,
     normalize,
@@ -27,9 +27,7 @@ from effnet_fast.reference import acc_dtype
 
 def conv_bn_act_pool(layer: ConvBn, t: ConvBnTensors, x: Tensor, act: str, backend: str) -> Tensor:
     """``mean_hw(act(bn(conv1x1(x))))``: [N,C,H,W] -> [N,K] of x's type; checked by the caller."""
-    wants_grad = torch.is_grad_enabled() and any(
-        v is not None and v.requires_grad for v in (x, *t)
-    )
+    wants_grad = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, *t))
     if wants_grad or layer.batch_stats:
         out: Tensor = ConvBnActPoolFn.apply(layer, act, backend, x, *t)
         return out
@@ -51,11 +49,11 @@ class ConvBnActPoolFn(torch.autograd.Function):
         )  # fmt: skip
         bn = normalize(layer, t, y, stats, backend)
         ctx.save_for_backward(x, y, bn.affine, bn.norm, t.weight, t.gamma, t.beta)
-        ctx.static = (layer, act, backend, bn.count)
+        ctx.static = (layer, act, backend, bn.values)
         return op.se_pool(y, bn.affine, act, backend).to(x.dtype)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x, y, affine, norm, weight, gamma, beta = ctx.saved_tensors
         layer, act, backend, count = ctx.static

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from effnet_fast.ops import library as op
 from effnet_fast.ops.conv_bn import (
@@ -32,6 +31,7 @@ from effnet_fast.ops.conv_bn import (
     Normalization,
     backward_coef,
     channels_last_grad,
+    differentiable_once,
     fold,
     like_parameter,
     normalize,
@@ -172,12 +172,12 @@ class MBConvFn(torch.autograd.Function):
             *(None, None) if bn1 is None else bn1[:2], *bn2[:2], *bn3[:2], *flat,
         )  # fmt: skip
         ctx.block = block
-        ctx.counts = (0 if bn1 is None else bn1.count, bn2.count, bn3.count)
+        ctx.counts = (0 if bn1 is None else bn1.values, bn2.values, bn3.values)
         residual = x if block.residual else None
         return op.bn_residual(p, bn3.affine, "identity", None, drop_scale, residual, backend)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
         x, e, d, p, drop_scale, pooled, gate = saved[:7]
@@ -194,7 +194,7 @@ class MBConvFn(torch.autograd.Function):
 
         sums = op.bn_bwd_reduce(g, p, bn3.norm, None, "identity", drop_scale, None, backend)
         out[11], out[12] = sums[1], sums[0]
-        coef = backward_coef(block.project, t.project.gamma, bn3.norm, sums, bn3.count, backend)
+        coef = backward_coef(block.project, t.project.gamma, bn3.norm, sums, bn3.values, backend)
         dz = dh = dx = None
         if need_depthwise or need[10]:
             dz, out[10], sums = pointwise_bwd(
@@ -212,7 +212,7 @@ class MBConvFn(torch.autograd.Function):
                 )  # fmt: skip
             out[6], out[7] = sums[1], sums[0]
             layer = block.depthwise
-            coef = backward_coef(layer, t.depthwise.gamma, bn2.norm, sums, bn2.count, backend)
+            coef = backward_coef(layer, t.depthwise.gamma, bn2.norm, sums, bn2.values, backend)
         if need_expand or need[5]:
             e_act = "identity" if block.expand is None else act
             skip = g if block.residual and block.expand is None and need_expand else None
@@ -222,9 +222,9 @@ class MBConvFn(torch.autograd.Function):
                 skip, need_expand, need[5], backend,
             )  # fmt: skip
             dx = dh
-        if need_expand and block.expand is not None:
+        if need_expand and block.expand is not None and t.expand is not None:
             out[1], out[2] = sums[1], sums[0]
-            coef = backward_coef(block.expand, t.expand.gamma, bn1.norm, sums, bn1.count, backend)
+            coef = backward_coef(block.expand, t.expand.gamma, bn1.norm, sums, bn1.values, backend)
             if need_x or need[0]:
                 w = t.expand.weight.to(x.dtype)
                 if block.expand.kind == "pointwise":

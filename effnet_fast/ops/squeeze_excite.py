@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from effnet_fast.backends import requested
 from effnet_fast.ops import library as op
 from effnet_fast.ops.checks import check_activation, check_map, check_vector
-from effnet_fast.ops.conv_bn import channels_last_grad, like_parameter
+from effnet_fast.ops.conv_bn import channels_last_grad, differentiable_once, like_parameter
 
 
 def squeeze_excite(
@@ -32,7 +31,7 @@ def squeeze_excite(
 
     Args:
         x: ``[N, C, H, W]``, bf16, fp16, fp32 (or fp64 with the reference backend).
-        w_reduce, b_reduce: ``[R, C, 1, 1]`` and ``[R]``; the width R is free (it need not divide C).
+        w_reduce, b_reduce: ``[R, C, 1, 1]`` and ``[R]``; R is free (need not divide C).
         w_expand, b_expand: ``[C, R, 1, 1]`` and ``[C]``. The MLP is computed in fp32 whatever the
             types of x and of the weights.
         activation: of the hidden layer: "silu", "relu", "relu6" or "identity".
@@ -83,7 +82,7 @@ class SqueezeExciteFn(torch.autograd.Function):
         return op.bn_residual(x, None, "identity", gate, None, None, backend)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x, pooled, gate, w_reduce, b_reduce, w_expand, b_expand = ctx.saved_tensors
         act, backend = ctx.static

@@ -29,9 +29,7 @@ def model() -> ef.EfficientNet:
         (torch.empty(1, 3, 32, 32, device="meta"), ValueError, r"meta.*cpu"),
     ],
 )
-def test_images(
-    model: ef.EfficientNet, x: Tensor, error: type[Exception], match: str
-) -> None:
+def test_images(model: ef.EfficientNet, x: Tensor, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         model(x)
 
@@ -95,14 +93,14 @@ def test_options(options: dict[str, Any], error: type[Exception], match: str) ->
 
 
 def test_unknown_model_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="unknown model 'efficientnet_b9'.*efficientnet_lite4"):
+    with pytest.raises(ValueError, match=r"unknown model 'efficientnet_b9'.*efficientnet_lite4"):
         ef.create_model("efficientnet_b9")
 
 
 def test_a_foreign_layer_is_refused() -> None:
     model = ef.efficientnet_b0()
     model.features[0][1] = torch.nn.GroupNorm(4, 32)
-    with pytest.raises(TypeError, match="batch norm.*GroupNorm"):
+    with pytest.raises(TypeError, match=r"batch norm.*GroupNorm"):
         model(torch.randn(2, 3, 64, 64))
 
 
@@ -141,9 +139,7 @@ def depthwise(**changes: Any) -> Tensor:
         ({"x": torch.randn(1, C, 1, 1), "training": True}, ValueError, "more than 1 value"),
     ],
 )
-def test_depthwise_conv_bn_act(
-    changes: dict[str, Any], error: type[Exception], match: str
-) -> None:
+def test_depthwise_conv_bn_act(changes: dict[str, Any], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         depthwise(**changes)
 

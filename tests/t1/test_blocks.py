@@ -93,9 +93,7 @@ def gradients(
     return [y.detach(), *torch.autograd.grad(y, [x, *leaves], seed.to(y.dtype))]
 
 
-def check(
-    mine: list[Tensor], base: list[Tensor], truth: list[Tensor], slopes: bool = True
-) -> None:
+def check(mine: list[Tensor], base: list[Tensor], truth: list[Tensor], slopes: bool = True) -> None:
     """Output, input gradient and, as reductions over n = 360 or so pixels, parameter gradients.
 
     A sum of n terms of random sign is sqrt(n) times their rms, which gives the rule its terms.
@@ -226,18 +224,15 @@ def test_depthwise_conv_bn_act(
 
 
 @pytest.mark.parametrize("shape", [(4, 32, 8, 7), (2, 10, 1, 1), (1, 9, 5, 5)], ids=str)
-def test_squeeze_excite(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, backend: str
-) -> None:
-    n, c = shape[:2]
+def test_squeeze_excite(shape: tuple[int, int, int, int], dtype: torch.dtype, backend: str) -> None:
+    c = shape[1]
     x = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
     mlp = [torch.randn(3, c, 1, 1), torch.randn(3), torch.randn(c, 3, 1, 1), torch.randn(c)]
     sets = {t: [v.to(dtype).to(t).requires_grad_() for v in mlp] for t in (dtype, torch.float64)}
     ours = [v.to(dtype).requires_grad_() for v in mlp]
     g = torch.randn(shape).to(dtype)
     results = [
-        gradients(lambda v, m=m: eager.squeeze_excite(v, m), x.to(t), m, g)
-        for t, m in sets.items()
+        gradients(lambda v, m=m: eager.squeeze_excite(v, m), x.to(t), m, g) for t, m in sets.items()
     ]
     mine = gradients(lambda v: ops.squeeze_excite(v, *ours, backend=backend), x, ours, g)
     check(mine, *results)

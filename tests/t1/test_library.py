@@ -104,7 +104,7 @@ def calls() -> dict[str, list[tuple[Any, ...]]]:
 
 @pytest.mark.parametrize("name", calls())
 def test_opcheck(name: str) -> None:
-    """torch's own checks: schema (mutation, aliasing), fake against real, tracing, dynamic shapes."""
+    """torch's own checks: schema (mutation, aliasing), fake against real, tracing, dynamic."""
     overload = getattr(torch.ops.effnet_fast, name).default
     for arguments in calls()[name]:
         torch.library.opcheck(overload, (*arguments, "reference"))
@@ -130,7 +130,8 @@ def test_fake_strides(name: str) -> None:
 
 def test_every_op_has_cases_and_a_reference() -> None:
     names = set(calls())
-    registered = {n for n in vars(op) if hasattr(getattr(torch.ops.effnet_fast, n, None), "default")}
+    namespace = torch.ops.effnet_fast
+    registered = {n for n in vars(op) if hasattr(getattr(namespace, n, None), "default")}
     assert registered == names
     for name in names:
         schema = getattr(torch.ops.effnet_fast, name).default._schema

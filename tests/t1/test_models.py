@@ -120,7 +120,8 @@ def test_hooks_run_and_change_nothing() -> None:
     with torch.no_grad():
         plain = model(x)
         seen = {}
-        for path in ("features", "features.0", "features.1", "features.1.0", "features.8", "avgpool"):
+        paths = "features features.0 features.1 features.1.0 features.8 avgpool"
+        for path in paths.split():
             model.get_submodule(path).register_forward_hook(
                 lambda m, i, o, path=path: seen.update({path: tuple(o.shape)})
             )

@@ -41,7 +41,7 @@ def moments(y: Tensor) -> Tensor:
 
 
 def assert_map(ours: Tensor, base: Tensor, truth: Tensor) -> None:
-    n, c, h, w = truth.shape
+    _, c, h, w = truth.shape
     assert ours.stride() == (h * w * c, 1, w * c, c), "not channels_last"
     assert_within(ours, base, truth, "y")
 
@@ -120,9 +120,7 @@ def test_pointwise_training(case: Case, dtype: torch.dtype, backend: str) -> Non
 
 @pytest.mark.parametrize("case", POINTWISE, ids=str)
 @pytest.mark.parametrize("variant", ["expand", "project"])
-def test_pointwise_inference(
-    case: Case, dtype: torch.dtype, backend: str, variant: str
-) -> None:
+def test_pointwise_inference(case: Case, dtype: torch.dtype, backend: str, variant: str) -> None:
     """Expand: affine and activation on store. Project: gate on load, residual on store."""
     x, a = activation_input(case, dtype), affine(case.k)
     w = (torch.randn(case.k, case.c, 1, 1) / case.c**0.5).to(dtype)
@@ -155,9 +153,7 @@ def test_pointwise_pool(case: Case, dtype: torch.dtype, backend: str) -> None:
 
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
 @pytest.mark.parametrize("size", [(3, 32, 32), (3, 33, 21), (1, 8, 8), (4, 1, 1)], ids=str)
-def test_stem(
-    size: tuple[int, int, int], padding: str, dtype: torch.dtype, backend: str
-) -> None:
+def test_stem(size: tuple[int, int, int], padding: str, dtype: torch.dtype, backend: str) -> None:
     c, h, w_ = size
     x, a = torch.randn(2, c, h, w_).to(dtype), affine(32)  # NCHW: the image as users bring it
     w = (torch.randn(32, c, 3, 3) / (9 * c) ** 0.5).to(dtype)
