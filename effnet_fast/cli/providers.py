@@ -79,7 +79,7 @@ def _calibrated_state(name: str, x: Tensor) -> dict[str, Tensor]:
     model = create_model(name, stochastic_depth_prob=0.0).train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
+            module.momentum = 0.0
     smallest = math.ceil(x.shape[2] / 32) * math.ceil(x.shape[3] / 32)
     more = max(0, math.ceil(_CALIBRATION_VALUES / smallest) - x.shape[0])
     with torch.no_grad():

@@ -342,3 +342,12 @@ def test_an_unknown_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         traffic.main(["resnet50"])
     assert "unknown model 'resnet50'" in capsys.readouterr().err
+
+
+def test_no_figure_has_risen() -> None:
+    """The committed ledger of this library's schedule, every model, to the byte."""
+    ledgers = {name: traffic.ledger("ours", name) for name in RESOLUTIONS}
+    path = Path(__file__).parents[2] / "bench" / "ledger.json"
+    rose, fell = snapshot.compare(path, ledgers)
+    assert rose == []
+    assert fell == [], "a figure fell: regenerate bench/ledger.json to keep it"
