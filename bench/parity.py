@@ -1,6 +1,7 @@
 """How far ours is from torchvision's and timm's models: ``python -m bench.parity [MODEL ...]``.
 
-Every model gets random weights with calibrated batch norm statistics, the same on both sides. The
+Every model gets random weights with batch norm statistics of that image size, the same on both
+sides. The
 truth is the stock model in fp64; an error is the largest absolute difference from it over the
 truth's largest value. "stock" is the stock model's own fp32 error, the yardstick of the error rule.
 """
@@ -17,10 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 import effnet_fast as ef
-from effnet_fast.stock import import_torchvision
+from effnet_fast.stock import calibrate, import_torchvision
 
 
 @dataclass(frozen=True)
@@ -38,28 +38,10 @@ class Parity:
         return max(errors) / scale
 
 
-def calibrate(model: nn.Module, size: tuple[int, int], batch: int = 8) -> None:
-    """Set the running statistics by one training pass on noise of that size.
-
-    Logits are then of order 1, and the network is well conditioned at that size, which at others a
-    network of random weights is not: B3 calibrated at 64x64 gives logits of 3000 at 97x70.
-    """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    momenta = [m.momentum for m in norms]
-    for m in norms:
-        m.momentum = 1.0
-    model.train()
-    with torch.no_grad():
-        model(torch.randn(batch, 3, *size))
-    for m, momentum in zip(norms, momenta, strict=True):
-        m.momentum = momentum
-    model.eval()
-
-
 def torchvision_pair(name: str, size: tuple[int, int]) -> tuple[nn.Module, nn.Module]:
     """(ours, torchvision's) with equal calibrated weights."""
     stock: nn.Module = getattr(import_torchvision().models, name)()
-    calibrate(stock, size)
+    calibrate(stock, torch.randn(8, 3, *size))
     return getattr(ef, name)(weights=stock.state_dict()).eval(), stock
 
 
@@ -67,7 +49,7 @@ def timm_pair(name: str, size: tuple[int, int]) -> tuple[nn.Module, nn.Module]:
     """(ours, timm's); ``name`` is timm's and says the padding."""
     import_torchvision()  # timm imports it
     stock: nn.Module = importlib.import_module("timm").create_model(name)
-    calibrate(stock, size)
+    calibrate(stock, torch.randn(8, 3, *size))
     tf = name.startswith("tf_")
     ours = ef.create_model(
         name.removeprefix("tf_"), stock.state_dict(), padding="same" if tf else "symmetric",

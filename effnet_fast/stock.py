@@ -1,4 +1,4 @@
-"""Stock PyTorch to measure against: torchvision's own EfficientNet."""
+"""Stock PyTorch to measure against: torchvision's own EfficientNet, and weights to do it with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import importlib
 from types import ModuleType
 
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 _kept: list[torch.library.Library] = []  # a Library's registrations last as long as the object
 
@@ -24,3 +26,23 @@ def import_torchvision() -> ModuleType:
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _kept.append(library)
         return importlib.import_module("torchvision")
+
+
+def calibrate(model: nn.Module, x: Tensor) -> None:
+    """Make a randomly initialised model comparable: running statistics of one pass over ``x``.
+
+    With the initial ones logits are around 1e-13, which hides every error; with those of images of
+    another size they can be 1e6 and rounding errors of order 1. ``x`` is [N, 3, H, W] with N large
+    enough for statistics on the smallest maps. Dropout and stochastic depth are off; the model is
+    left in eval mode with its own momenta.
+    """
+    model.eval()
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for m in norms:
+        m.train().momentum = 1.0
+    with torch.no_grad():
+        model(x)
+    for m, momentum in zip(norms, momenta, strict=True):
+        m.momentum = momentum
+    model.eval()

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from effnet_fast.backends import BACKENDS, BackendUnavailableError
 from effnet_fast.cli.common import CommandError, checked_backend, chosen_device, complain, emit
 from effnet_fast.models import EfficientNet, create_model
+from effnet_fast.ops.checks import PADDINGS
 from effnet_fast.preprocess import ImageError, imagenet_classes, load_image
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", default="DEFAULT", metavar="NAME|PATH",
         help="a published name, or a checkpoint of torchvision, timm or lukemelas",
     )  # fmt: skip
+    parser.add_argument("--padding", choices=PADDINGS, help="default: as the weights had it")
+    parser.add_argument("--norm-eps", type=float, help="default: as the weights had it")
     parser.add_argument("--labels", metavar="FILE", help="class names, one per line")
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: 16")
@@ -54,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("no pictures to classify")
     device, backend = chosen_device(args.device), checked_backend(args.backend)
     labels = None if args.labels is None else _read_labels(args.labels)
-    model = _load(args.model, args.weights, backend)
+    options = {"padding": args.padding, "norm_eps": args.norm_eps, "backend": backend}
+    given = {name: value for name, value in options.items() if value is not None}
+    model = _load(args.model, args.weights, given)
     labels = _fitting(labels, model.num_classes, args.labels)
     model = model.to(device, DTYPES[args.dtype], memory_format=torch.channels_last)  # type: ignore[call-overload]
     hidden = len(paths) < 2 or not sys.stderr.isatty()
@@ -135,10 +141,10 @@ def _read_labels(path: str) -> list[str]:
         raise CommandError(f"cannot read --labels {path!r}: {error}") from error
 
 
-def _load(name: str, weights: str, backend: str) -> EfficientNet:
+def _load(name: str, weights: str, options: dict[str, Any]) -> EfficientNet:
     """The model in eval mode; every way in which it cannot be had is a CommandError."""
     try:
-        model = create_model(name, weights, progress=sys.stderr.isatty(), backend=backend)
+        model = create_model(name, weights, progress=sys.stderr.isatty(), **options)
     except (ValueError, OSError, ImportError) as error:
         raise CommandError(str(error)) from error
     if model.in_channels != 3 or model.num_classes == 0:

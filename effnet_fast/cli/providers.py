@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from effnet_fast import architecture
 from effnet_fast.backends import backends
 from effnet_fast.models import create_model
-from effnet_fast.stock import import_torchvision
+from effnet_fast.stock import calibrate, import_torchvision
 
 #: The largest difference that a provider's fp32 logits may have from the expected ones, relative
 #: to the largest logit, for its time to count. Other orders of summation give up to about 1e-5
@@ -49,9 +49,8 @@ class Provider:
 def providers(name: str, x: Tensor) -> tuple[dict[str, Provider], dict[str, str]]:
     """Who computes model ``name`` on ``x``'s device in fp32, and who is left out and why.
 
-    The weights are random, and batch norm's running statistics are those of a pass over ``x``
-    [N, 3, H, W]: with the initial ones logits are around 1e-13, and with those of other sizes
-    they can be 1e6; the first hides every error and the second makes one of rounding.
+    The weights are random, and batch norm's running statistics those of a pass over ``x``
+    [N, 3, H, W]: see :func:`effnet_fast.stock.calibrate`.
     """
     state = _calibrated_state(name, x)
     found, left_out = dict[str, Provider](), dict[str, str]()
@@ -76,14 +75,10 @@ def providers(name: str, x: Tensor) -> tuple[dict[str, Provider], dict[str, str]
 
 
 def _calibrated_state(name: str, x: Tensor) -> dict[str, Tensor]:
-    model = create_model(name, stochastic_depth_prob=0.0).train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.0
+    model = create_model(name)
     smallest = math.ceil(x.shape[2] / 32) * math.ceil(x.shape[3] / 32)
     more = max(0, math.ceil(_CALIBRATION_VALUES / smallest) - x.shape[0])
-    with torch.no_grad():
-        model(torch.cat((x.cpu(), torch.randn(more, *x.shape[1:]))))
+    calibrate(model, torch.cat((x.cpu(), torch.randn(more, *x.shape[1:]))))
     return model.state_dict()
 
 

@@ -1,5 +1,6 @@
 """The command line: answers, messages, exit statuses."""
 
+import importlib
 import json
 import os
 import shutil
@@ -18,7 +19,11 @@ from torch import Tensor, nn
 import effnet_fast as ef
 from effnet_fast.cli import bench, main
 from effnet_fast.cli.providers import Provider, expected, providers
+from effnet_fast.stock import import_torchvision
 from effnet_fast.weights import WEIGHTS
+
+import_torchvision()  # timm imports it
+timm = importlib.import_module("timm")
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = Path(skimage.__file__).parent / "data"
@@ -70,6 +75,17 @@ def test_photographs_are_recognised(capsys: Captured) -> None:
     assert float(probability) > 0.9
     assert {"tiger cat", "Egyptian cat", "tabby"} & {line.split("  ")[-1] for line in lines[5:8]}
     assert len(lines) == 8
+
+
+def test_the_padding_that_an_ambiguous_file_asks_for(tmp_path: Path, capsys: Captured) -> None:
+    """timm's keys do not say which family; the message's advice can be followed."""
+    path = tmp_path / "model.pth"
+    weights = timm.create_model("tf_efficientnet_lite0", num_classes=3).state_dict()
+    torch.save(weights, path)
+    command = ["classify", *LITE0, str(path), picture("coffee.png")]
+    assert main(command) == 2
+    assert 'pass padding="same", norm_eps=1e-3' in capsys.readouterr().err
+    assert main([*command, "--padding", "same", "--norm-eps", "1e-3"]) == 0
 
 
 @pytest.mark.parametrize("batch_size", ["1", "2", "16"])

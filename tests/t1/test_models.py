@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import effnet_fast as ef
-from bench.parity import calibrate, gradients, logits, run, timm_pair, torchvision_pair
+from bench.parity import gradients, logits, run, timm_pair, torchvision_pair
 from effnet_fast.modules import MBConv
-from effnet_fast.stock import import_torchvision
+from effnet_fast.stock import calibrate, import_torchvision
 from tests.error_rule import assert_within
 
 stock_models = import_torchvision().models
@@ -102,7 +102,7 @@ def logits_of(model: nn.Module):  # type: ignore[no-untyped-def]
 
 def test_features_and_head() -> None:
     model = ef.efficientnet_b0(num_classes=11)
-    calibrate(model, (64, 64))
+    calibrate(model, torch.randn(8, 3, 64, 64))
     x = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
         features = model.forward_features(x)
@@ -115,7 +115,7 @@ def test_features_and_head() -> None:
 
 def test_hooks_run_and_change_nothing() -> None:
     model = ef.efficientnet_b0()
-    calibrate(model, (64, 64))
+    calibrate(model, torch.randn(8, 3, 64, 64))
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         plain = model(x)

@@ -259,7 +259,7 @@ def test_eager_b0_reproduces_the_budgets(eager_b0: Ledger, quantity: str) -> Non
         figure -= 2 * eager_b0.training["aten::div"].written
     budget = BUDGETS[quantity]["eager"][0]
     assert budget is not None
-    assert figure / 1e6 == pytest.approx(budget, rel=BUDGET_PRECISION)
+    assert abs(figure / 1e6 - budget) <= BUDGET_PRECISION * budget
 
 
 def test_an_in_place_activation_is_copied_by_autograd(eager_b0: Ledger) -> None:

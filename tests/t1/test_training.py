@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import effnet_fast as ef
-from bench.parity import calibrate, torchvision_pair
+from bench.parity import torchvision_pair
 from effnet_fast.ops.mbconv import MBConvFn
+from effnet_fast.stock import calibrate
 from tests.error_rule import assert_within
 
 
@@ -269,7 +270,7 @@ def _sync_worker(rank: int, path: str, state: dict[str, Tensor], x: Tensor, queu
 def test_sync_batch_norm_is_the_concatenated_batch(tmp_path: Any) -> None:
     """Two gloo processes with 2 and 4 images against one process with all 6."""
     whole = small(stochastic_depth_prob=0.0, dropout=0.0).train()
-    calibrate(whole, (40, 33))
+    calibrate(whole, torch.randn(8, 3, 40, 33))
     state = copy.deepcopy(whole.state_dict())
     x = torch.randn(6, 3, 40, 33)
     context = mp.get_context("spawn")
