@@ -1,6 +1,6 @@
 """How far ours is from torchvision's and timm's models: ``python -m bench.parity [MODEL ...]``.
 
-Every model gets random weights with batch norm statistics of that image size, the same on both
+Every model gets random weights with batch norm statistics of the images, the same on both
 sides. The
 truth is the stock model in fp64; an error is the largest absolute difference from it over the
 truth's largest value. "stock" is the stock model's own fp32 error, the yardstick of the error rule.
@@ -38,18 +38,18 @@ class Parity:
         return max(errors) / scale
 
 
-def torchvision_pair(name: str, size: tuple[int, int]) -> tuple[nn.Module, nn.Module]:
-    """(ours, torchvision's) with equal calibrated weights."""
+def torchvision_pair(name: str, x: Tensor) -> tuple[nn.Module, nn.Module]:
+    """(ours, torchvision's) with equal weights; batch norm's statistics are of ``x`` and noise."""
     stock: nn.Module = getattr(import_torchvision().models, name)()
-    calibrate(stock, torch.randn(8, 3, *size))
+    calibrate(stock, torch.cat((x, torch.randn(8, *x.shape[1:]))))
     return getattr(ef, name)(weights=stock.state_dict()).eval(), stock
 
 
-def timm_pair(name: str, size: tuple[int, int]) -> tuple[nn.Module, nn.Module]:
-    """(ours, timm's); ``name`` is timm's and says the padding."""
+def timm_pair(name: str, x: Tensor) -> tuple[nn.Module, nn.Module]:
+    """(ours, timm's) likewise; ``name`` is timm's and says the padding."""
     import_torchvision()  # timm imports it
     stock: nn.Module = importlib.import_module("timm").create_model(name)
-    calibrate(stock, torch.randn(8, 3, *size))
+    calibrate(stock, torch.cat((x, torch.randn(8, *x.shape[1:]))))
     tf = name.startswith("tf_")
     ours = ef.create_model(
         name.removeprefix("tf_"), stock.state_dict(), padding="same" if tf else "symmetric",
@@ -101,9 +101,8 @@ def main(argv: list[str] | None = None) -> int:
         torch.manual_seed(0)
         is_timm = name.startswith("timm:")
         pair: Any = timm_pair if is_timm else torchvision_pair
-        size = (arguments.size, arguments.size)
-        ours, stock = pair(name.removeprefix("timm:"), size)
-        x = torch.randn(4, 3, *size)
+        x = torch.randn(4, 3, arguments.size, arguments.size)
+        ours, stock = pair(name.removeprefix("timm:"), x)
         row = run(ours, stock, x, logits)
         line = f"{name:<28}{row.error(row.ours):>14.2e}{row.error(row.base):>10.2e}"
         if not is_timm:  # timm draws its stochastic depth otherwise

@@ -53,17 +53,16 @@ def activate(u: Tensor, act: str) -> Tensor:
     raise ValueError(f"unknown activation {act!r}; known: identity, relu, relu6, silu")
 
 
-def activate_grad(u: Tensor, act: str) -> Tensor:
-    """``act'(u)``. At the kinks of relu (0) and relu6 (0, 6) it is 0, as in torch."""
+def activate_bwd(g: Tensor, u: Tensor, act: str) -> Tensor:
+    """``g * act'(u)``; at the kinks of relu (0) and relu6 (0, 6) the slope is 0, as in torch."""
     if act == "identity":
-        return torch.ones_like(u)
+        return g
     if act == "silu":
-        s = torch.sigmoid(u)
-        return s * (1 + u * (1 - s))
+        return torch.ops.aten.silu_backward(g, u)
     if act == "relu6":
-        return ((u > 0) & (u < 6)).to(u.dtype)
+        return torch.ops.aten.hardtanh_backward(g, u, 0, 6)
     if act == "relu":
-        return (u > 0).to(u.dtype)
+        return torch.ops.aten.threshold_backward(g, u, 0)
     raise ValueError(f"unknown activation {act!r}; known: identity, relu, relu6, silu")
 
 
@@ -142,7 +141,7 @@ def _bn_output_grad(
     if dpool is not None:
         h = h + _channels(dpool)
     if act != "identity":
-        h = h * activate_grad(_apply_affine(y.to(acc), affine), act)
+        h = activate_bwd(h, _apply_affine(y.to(acc), affine), act)
     return h
 
 
@@ -311,9 +310,9 @@ def bn_residual_bwd(
 
 def _se_sums(g: Tensor, x: Tensor, affine: Tensor | None, act: str, norm: Tensor | None) -> Tensor:
     u = _apply_affine(x.to(g.dtype), affine)
-    slope = activate_grad(u, act)
+    gs, slope = activate_bwd(g, u, act), activate_bwd(torch.ones_like(u), u, act)
     xhat = torch.zeros_like(u) if norm is None else _xhat(x, norm)
-    terms = (g * slope, slope, g * slope * xhat, slope * xhat, g * activate(u, act))
+    terms = (gs, slope, gs * xhat, slope * xhat, g * activate(u, act))
     return torch.stack([t.sum((2, 3)) for t in terms])
 
 
@@ -342,7 +341,7 @@ def se_gate_bwd(
     d_logit = sums[4] * gate * (1 - gate)
     u = _se_hidden(pooled, w_reduce, b_reduce)
     hidden = activate(u, act)
-    d_u = d_logit @ w_expand.to(gate.dtype).flatten(1) * activate_grad(u, act)
+    d_u = activate_bwd(d_logit @ w_expand.to(gate.dtype).flatten(1), u, act)
     dpool = d_u @ w_reduce.to(gate.dtype).flatten(1) / hw
     dw_reduce = (d_u.t() @ pooled).view(w_reduce.shape)
     dw_expand = (d_logit.t() @ hidden).view(w_expand.shape)
@@ -410,7 +409,7 @@ def depthwise_bwd(
     sums = dx = None
     if da is not None:
         if in_affine is not None and in_norm is not None:
-            da = da * activate_grad(_apply_affine(x.to(da.dtype), in_affine), in_act)
+            da = activate_bwd(da, _apply_affine(x.to(da.dtype), in_affine), in_act)
             sums = _bn_sums(da, x, in_norm)
         dx = _store(da if residual_grad is None else da + residual_grad, x)
     return (

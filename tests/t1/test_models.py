@@ -59,17 +59,16 @@ def test_lite_is_timms(name: str) -> None:
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_eval_outputs(name: str) -> None:
-    size = (80, 75)
-    ours, stock = torchvision_pair(name, size)
-    result = run(ours, stock, torch.randn(4, 3, *size), logits)
+    x = torch.randn(4, 3, 80, 75)
+    result = run(*torchvision_pair(name, x), x, logits)
     assert_within(result.ours[0], result.base[0], result.truth[0], "logits")
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_training_gradients(name: str) -> None:
     """Stochastic depth and dropout included: the same draws under the same seed."""
-    ours, stock = torchvision_pair(name, (64, 64))
-    result = run(ours, stock, torch.randn(4, 3, 64, 64), gradients)
+    x = torch.randn(4, 3, 64, 64)
+    result = run(*torchvision_pair(name, x), x, gradients)
     assert result.error(result.ours) <= 2 * result.error(result.base)
     flat = [torch.cat([g.flatten() for g in side]) for side in
             (result.ours, result.base, result.truth)]  # fmt: skip
@@ -81,15 +80,16 @@ def test_training_gradients(name: str) -> None:
 @pytest.mark.parametrize("size", [(64, 64), (97, 70)], ids=str)
 def test_timm_outputs(name: str, size: tuple[int, int]) -> None:
     """Converted weights; the tf_ ones by SAME padding, which depends on the image's size."""
-    ours, stock = timm_pair(name, size)
-    result = run(ours, stock, torch.randn(4, 3, *size), logits)
+    x = torch.randn(4, 3, *size)
+    result = run(*timm_pair(name, x), x, logits)
     assert_within(result.ours[0], result.base[0], result.truth[0], "logits")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_types(dtype: torch.dtype) -> None:
-    ours, stock = torchvision_pair("efficientnet_b0", (64, 64))
-    x = torch.randn(2, 3, 64, 64).to(dtype)
+    x = torch.randn(2, 3, 64, 64)
+    ours, stock = torchvision_pair("efficientnet_b0", x)
+    x = x.to(dtype)
     ours, base = ours.to(dtype), stock.to(dtype)
     truth = copy.deepcopy(base).double()
     assert_within(*[m(v)[0] for m, v in ((logits_of(ours), x), (logits_of(base), x),
