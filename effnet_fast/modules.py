@@ -35,8 +35,8 @@ def cast_input(x: Tensor, weight: Tensor, channels: int, what: str) -> Tensor:
     """``x`` checked against the first weight it meets, in autocast's type where that is on."""
     check_map(x, channels, what)
     device = x.device.type
-    available = torch.amp.is_autocast_available(device)  # not so on "meta"
-    if available and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    autocast = device != "meta" and torch.is_autocast_enabled(device)  # "meta" knows no autocast
+    if autocast and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device))
         check_match(x, weight.detach().to(x.dtype), what)
     else:

@@ -22,21 +22,24 @@ from effnet_fast.ops.conv_bn import (
     normalize,
 )
 from effnet_fast.ops.mbconv import pointwise_bwd
-from effnet_fast.reference import acc_dtype
 
 
 def conv_bn_act_pool(layer: ConvBn, t: ConvBnTensors, x: Tensor, act: str, backend: str) -> Tensor:
     """``mean_hw(act(bn(conv1x1(x))))``: [N,C,H,W] -> [N,K] of x's type; checked by the caller."""
     wants_grad = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, *t))
     if wants_grad or layer.batch_stats:
-        out: Tensor = ConvBnActPoolFn.apply(layer, act, backend, x, *t)
-        return out
-    affine = fold(layer, t, x.dtype, backend).affine
-    return op.pointwise_pool(x, t.weight.to(x.dtype), affine, act, backend).to(x.dtype)
+        # Cast here, not in the Function: torch.compile of torch 2.11 loses the gradient of an
+        # output that went through a cast to its own type, without a word.
+        pooled: Tensor = ConvBnActPoolFn.apply(layer, act, backend, x, *t)
+    else:
+        affine = fold(layer, t, x.dtype, backend).affine
+        pooled = op.pointwise_pool(x, t.weight.to(x.dtype), affine, act, backend)
+    return pooled.to(x.dtype)
 
 
 class ConvBnActPoolFn(torch.autograd.Function):
-    """apply(layer, act, backend, x, weight, gamma, beta, running_mean, running_var) -> [N,K]."""
+    """apply(layer, act, backend, x, weight, gamma, beta, running_mean, running_var) -> [N,K]
+    in the accumulation type."""
 
     @staticmethod
     def forward(
@@ -50,7 +53,7 @@ class ConvBnActPoolFn(torch.autograd.Function):
         bn = normalize(layer, t, y, stats, backend)
         ctx.save_for_backward(x, y, bn.affine, bn.norm, t.weight, t.gamma, t.beta)
         ctx.static = (layer, act, backend, bn.values)
-        return op.se_pool(y, bn.affine, act, backend).to(x.dtype)
+        return op.se_pool(y, bn.affine, act, backend)
 
     @staticmethod
     @differentiable_once
@@ -58,7 +61,7 @@ class ConvBnActPoolFn(torch.autograd.Function):
         x, y, affine, norm, weight, gamma, beta = ctx.saved_tensors
         layer, act, backend, count = ctx.static
         need_dx, need_dw = ctx.needs_input_grad[3:5]
-        dpool = grads[0].to(acc_dtype(y)) / (y.shape[2] * y.shape[3])
+        dpool = grads[0] / (y.shape[2] * y.shape[3])
         sums = op.bn_bwd_reduce(None, y, norm, affine, act, None, dpool, backend)
         coef = backward_coef(layer, gamma, norm, sums, count, backend)
         dx = dw = None
