@@ -99,6 +99,11 @@ def _gather_moments(stats: Tensor, count: int, group: Any) -> tuple[Tensor, int]
     return torch.stack((grand_mean, grand_var)), int(counts.sum().item())
 
 
+def wants_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd would record an op on these."""
+    return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors)
+
+
 def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
     """For a Function's ``backward``: refuse ``create_graph=True`` instead of dropping terms.
 

@@ -31,6 +31,7 @@ from effnet_fast.ops.conv_bn import (
     fold,
     like_parameter,
     normalize,
+    wants_grad,
 )
 
 
@@ -99,7 +100,7 @@ def depthwise_conv_bn_act(
 
 def conv_bn_act(layer: ConvBn, t: ConvBnTensors, x: Tensor, act: str, backend: str) -> Tensor:
     """Any kind of convolution with its batch norm and activation; checked by the caller."""
-    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, *t)):
+    if wants_grad(x, *t):
         y: Tensor = ConvBnActFn.apply(layer, act, backend, x, *t)
         return y
     if layer.batch_stats:

@@ -20,14 +20,14 @@ from effnet_fast.ops.conv_bn import (
     fold,
     like_parameter,
     normalize,
+    wants_grad,
 )
 from effnet_fast.ops.mbconv import pointwise_bwd
 
 
 def conv_bn_act_pool(layer: ConvBn, t: ConvBnTensors, x: Tensor, act: str, backend: str) -> Tensor:
     """``mean_hw(act(bn(conv1x1(x))))``: [N,C,H,W] -> [N,K] of x's type; checked by the caller."""
-    wants_grad = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, *t))
-    if wants_grad or layer.batch_stats:
+    if wants_grad(x, *t) or layer.batch_stats:
         # Cast here, not in the Function: torch.compile of torch 2.11 loses the gradient of an
         # output that went through a cast to its own type, without a word.
         pooled: Tensor = ConvBnActPoolFn.apply(layer, act, backend, x, *t)

@@ -35,6 +35,7 @@ from effnet_fast.ops.conv_bn import (
     fold,
     like_parameter,
     normalize,
+    wants_grad,
 )
 from effnet_fast.ops.conv_bn_act import convolve
 
@@ -71,10 +72,8 @@ def mbconv(block: MBConv, t: MBConvTensors, x: Tensor, drop_scale: Tensor | None
     """
     flat = _flatten(t)
     layers = [layer for layer in (block.expand, block.depthwise, block.project) if layer]
-    wants_grad = torch.is_grad_enabled() and any(
-        v is not None and v.requires_grad for v in (x, *flat)
-    )
-    if not wants_grad and drop_scale is None and not any(layer.batch_stats for layer in layers):
+    recorded = wants_grad(x, *flat)
+    if not recorded and drop_scale is None and not any(layer.batch_stats for layer in layers):
         return _inference(block, t, x)
     out: Tensor = MBConvFn.apply(block, x, drop_scale, *flat)
     return out
