@@ -29,7 +29,8 @@ CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / f"native-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
 ARCHS = (80, 86, 89, 90, 100, 120)  # A100, RTX 30, RTX 40 and L4, H100 and H200, B200, RTX 50
 
-CXX_SOURCES = ("*.cpp", "cpu/*.cpp")
+CXX_SOURCES = ("module.cpp", "cpu/*.cpp")
+CUDA_CXX_SOURCES = ("cuda_bridge.cpp",)
 CUDA_SOURCES = ("cuda/*.cu",)
 HEADERS = ("*.h", "cpu/*.h", "cuda/*.h", "cuda/*.cuh")
 COMPILE = "-MMD -MF $out.d -c $in -o $out"
@@ -69,9 +70,19 @@ def ask(*command: str) -> str:
 
 
 def find_nvcc() -> str | None:
-    """nvcc's path: CUDA_HOME's if it is there, else the first one in PATH."""
+    """nvcc's path: CUDA_HOME's if it is there, else the first in PATH, else that of pip's packages.
+
+    Those (nvidia-cuda-nvcc, -runtime and -cccl) share site-packages/nvidia/cu<major>, in the
+    environment that pip installs into, also where the build is isolated; the newest counts.
+    """
     home = os.environ.get("CUDA_HOME")
-    return (shutil.which("nvcc", path=f"{home}/bin") if home else None) or shutil.which("nvcc")
+    named = (shutil.which("nvcc", path=f"{home}/bin") if home else None) or shutil.which("nvcc")
+    if named is not None:
+        return named
+    folders = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
+    found = {nvcc for folder in folders for nvcc in folder.glob("nvidia/cu*/bin/nvcc")}
+    usable = [nvcc for nvcc in found if os.access(nvcc, os.X_OK)]
+    return str(max(usable, key=lambda nvcc: nvcc.parts[-3])) if usable else None
 
 
 def find_cuda() -> Cuda | None:
@@ -84,9 +95,12 @@ def find_cuda() -> Cuda | None:
         return None
     nvcc = find_nvcc()
     if nvcc is None:
-        where = "nvcc is neither in $CUDA_HOME/bin nor in PATH"
+        where = "nvcc is neither in $CUDA_HOME/bin nor in PATH nor among pip's packages"
         if wish == "1":
-            raise fail(f"EFFNET_FAST_CUDA=1, but {where}; install CUDA's toolkit or set CUDA_HOME")
+            raise fail(
+                f"EFFNET_FAST_CUDA=1, but {where}; install CUDA's toolkit, or pip's "
+                "nvidia-cuda-nvcc, -runtime and -cccl of one version, or set CUDA_HOME"
+            )
         say(f"{where}: building the CPU part only (EFFNET_FAST_CUDA=1 makes this an error)")
         return None
     # nvcc may be a wrapper far from its toolkit; its own dry run names the folders it uses.
@@ -98,11 +112,27 @@ def find_cuda() -> Cuda | None:
     return cuda
 
 
+def gpus_present() -> tuple[int, ...]:
+    """Compute capabilities of this machine's GPUs as nvidia-smi tells them; none if it cannot."""
+    smi = shutil.which("nvidia-smi")
+    if smi is None:
+        return ()
+    command = [smi, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    found = re.findall(r"^(\d+)\.(\d)$", done.stdout if done.returncode == 0 else "", re.MULTILINE)
+    return tuple(sorted({10 * int(major) + int(minor) for major, minor in found}))
+
+
 def choose_archs(nvcc: str) -> tuple[int, ...]:
-    """ARCHS, or the user's own list, held against what this nvcc can compile for."""
+    """The user's own list; else the GPUs of this machine; else ARCHS: those that nvcc knows."""
     known = {int(arch) for arch in re.findall(r"compute_(\d+)", ask(nvcc, "--list-gpu-arch"))}
     wish = os.environ.get("EFFNET_FAST_CUDA_ARCHS", "")
     if not wish:
+        here = [arch for arch in gpus_present() if arch >= min(ARCHS)]
+        # A GPU newer than this nvcc runs the PTX of the newest architecture, so all are built.
+        if here and known.issuperset(here):
+            say("for the GPUs of this machine; EFFNET_FAST_CUDA_ARCHS names others")
+            return tuple(here)
         chosen = tuple(arch for arch in ARCHS if arch in known)
         if not chosen:
             raise fail(f"{nvcc} knows none of {ARCHS}, only {sorted(known)}; CUDA 11.1 is too old")
@@ -148,7 +178,7 @@ def cxx_commands(cxx: list[str], cuda: Cuda | None) -> tuple[str, str]:
 
 def nvcc_commands(cuda: Cuda) -> tuple[str, str]:
     """Compile and link commands of nvcc: code for each architecture, PTX of the newest."""
-    words = [cuda.nvcc, "-std=c++17", "-O3", f"-I{CSRC}"]
+    words = [cuda.nvcc, "-std=c++17", "-O3", "--threads=2", f"-I{CSRC}"]
     words.append("-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra")
     for arch in cuda.archs:
         words += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
@@ -156,6 +186,8 @@ def nvcc_commands(cuda: Cuda) -> tuple[str, str]:
     # nvcc knows where its libcudart_static lies; the symbols of that stay inside the module, away
     # from the libcudart that torch loads.
     link = [cuda.nvcc, "-shared", "-cudart", "static", "-Xlinker=--exclude-libs,ALL"]
+    # Of pip's packages nvcc would look in lib64, which they do not have.
+    link += [f"-L{lib}" for lib in [Path(cuda.nvcc).parents[1] / "lib"] if lib.is_dir()]
     return f"{shlex.join(words)} {COMPILE}", f"{shlex.join(link)} $in -o $out"
 
 
@@ -165,6 +197,7 @@ def write_ninja(file: Path, target: Path, cxx: list[str], cuda: Cuda | None) -> 
     sources = [("cxx", path) for path in find(*CXX_SOURCES)]
     if cuda:
         compilers["nvcc"] = nvcc_commands(cuda)
+        sources += [("cxx", path) for path in find(*CUDA_CXX_SOURCES)]
         sources += [("nvcc", path) for path in find(*CUDA_SOURCES)]
     with file.open("w") as stream:
         ninja = Writer(stream, width=100)
@@ -194,7 +227,10 @@ class BuildNative(build_ext):
         if ninja is None:
             raise fail("ninja is not in PATH; pip install ninja")
         if subprocess.run([ninja, "-C", str(BUILD)]).returncode != 0:
-            raise fail("the native module did not compile; the compiler's own message is above")
+            raise fail(
+                "the native module did not compile; the compiler's own message is above"
+                " (EFFNET_FAST_CUDA=0 builds without CUDA)"
+            )
         shutil.copy2(built, target)
 
 
@@ -205,7 +241,9 @@ setup(
     ext_modules=[
         Extension(
             "effnet_fast._C",
-            sources=[f"csrc/{path}" for path in find(*CXX_SOURCES, *CUDA_SOURCES)],
+            sources=[
+                f"csrc/{path}" for path in find(*CXX_SOURCES, *CUDA_CXX_SOURCES, *CUDA_SOURCES)
+            ],
             depends=[f"csrc/{path}" for path in find(*HEADERS)],  # so that an sdist holds them
         )
     ],

@@ -9,6 +9,7 @@
 
 #ifdef EFFNET_FAST_CUDA_ARCHS
 #include "cuda/device.h"
+#include "cuda_bridge.h"
 #endif
 
 namespace py = pybind11;
@@ -56,5 +57,6 @@ PYBIND11_MODULE(_C, m) {
           "or no device.");
     m.def("cuda_runtime_version", &cuda_runtime_version,
           "CUDA runtime linked in, as 1000 * major + 10 * minor. Needs no driver.");
+    effnet_fast::register_cuda_ops(m);
 #endif
 }

@@ -1,6 +1,172 @@
+from collections.abc import Callable
+from typing import TypeAlias
+
 def cuda_built() -> bool: ...
 def cuda_archs() -> list[int]: ...
 
 # Only in a module built with CUDA.
 def cuda_device_count() -> int: ...
 def cuda_runtime_version() -> int: ...
+
+# The ops of csrc/cuda/ops.h, called by effnet_fast.ops.on_cuda. An int that is no size is an
+# address, 0 for an absent tensor, or the code of a type or an activation (on_cuda/bridge.py).
+_Map: TypeAlias = tuple[int, int, int, int]  # address; strides of N, H, W
+_Param: TypeAlias = tuple[int, int]  # address, type
+_BatchNorm: TypeAlias = tuple[_Param, _Param, _Param, _Param, float]  # gamma, beta, mean, var, eps
+_SeWeights: TypeAlias = tuple[
+    int, int, int, _Param, _Param
+]  # w_reduce, w_expand, type, both biases
+_Shape: TypeAlias = tuple[int, int, int, int, int]  # type, N, C, H, W
+_Place: TypeAlias = tuple[int, int]  # device index, stream
+_Allocate: TypeAlias = Callable[[int], int]  # bytes to the address of so many
+
+def depthwise(
+    shape: tuple[int, ...],
+    x: _Map,
+    weight: int,
+    in_affine: int,
+    in_act: int,
+    out_bn: _BatchNorm | None,
+    out_act: int,
+    reduce: int,
+    y: int,
+    reduced: int,
+    allocate: _Allocate,
+    place: _Place,
+    /,
+) -> None: ...
+def depthwise_bwd(
+    shape: tuple[int, ...],
+    g: int,
+    y: int,
+    x: _Map,
+    weight: int,
+    coef: int,
+    y_affine: int,
+    y_act: int,
+    gate: int,
+    dpool: int,
+    in_affine: int,
+    in_act: int,
+    in_norm: int,
+    residual_grad: int,
+    dx: int,
+    dw: int,
+    sums: int,
+    allocate: _Allocate,
+    place: _Place,
+    /,
+) -> None: ...
+def se_pool(
+    shape: _Shape,
+    x: _Map,
+    affine: int,
+    act: int,
+    pooled: int,
+    allocate: _Allocate,
+    place: _Place,
+    /,
+) -> None: ...
+def se_gate(
+    tncr: tuple[int, int, int, int],
+    pool: int,
+    count: int,
+    weights: _SeWeights,
+    act: int,
+    gate: int,
+    allocate: _Allocate,
+    place: _Place,
+    /,
+) -> None: ...
+def se_bwd_reduce(
+    shape: _Shape,
+    g: int,
+    x: _Map,
+    affine: int,
+    act: int,
+    norm: int,
+    sums: int,
+    allocate: _Allocate,
+    place: _Place,
+    /,
+) -> None: ...
+def se_gate_bwd(
+    ncr: tuple[int, int, int],
+    hw: int,
+    sums: int,
+    gate: int,
+    pooled: int,
+    weights: _SeWeights,
+    act: int,
+    results: tuple[int, ...],
+    allocate: _Allocate,
+    place: _Place,
+    /,
+) -> None: ...
+def bn_fold(c: int, bn: _BatchNorm, affine: int, norm: int, place: _Place, /) -> None: ...
+def bn_finalize(
+    c: int,
+    stats: int,
+    gamma: _Param,
+    beta: _Param,
+    running_mean: _Param,
+    running_var: _Param,
+    count: int,
+    momentum: float,
+    eps: float,
+    affine: int,
+    norm: int,
+    place: _Place,
+    /,
+) -> None: ...
+def bn_residual(
+    shape: _Shape,
+    x: _Map,
+    affine: int,
+    act: int,
+    gate: int,
+    drop_scale: int,
+    residual: _Map,
+    y: int,
+    place: _Place,
+    /,
+) -> None: ...
+def bn_bwd_reduce(
+    shape: _Shape,
+    g: int,
+    y: _Map,
+    norm: int,
+    affine: int,
+    act: int,
+    drop_scale: int,
+    dpool: int,
+    sums: int,
+    allocate: _Allocate,
+    place: _Place,
+    /,
+) -> None: ...
+def bn_bwd_coef(
+    c: int,
+    sums: int,
+    norm: int,
+    gamma: _Param,
+    count: int,
+    batch_stats: bool,
+    coef: int,
+    place: _Place,
+    /,
+) -> None: ...
+def bn_residual_bwd(
+    shape: _Shape,
+    g: int,
+    y: _Map,
+    coef: int,
+    affine: int,
+    act: int,
+    gate: int,
+    drop_scale: int,
+    dpool: int,
+    dy: int,
+    place: _Place,
+    /,
+) -> None: ...

@@ -1,0 +1,280 @@
+// Batch norm: its per-channel arithmetic, and the passes over activations that no convolution
+// takes.
+#include "cuda/activation.cuh"
+#include "cuda/gradient.cuh"
+#include "cuda/reduce.cuh"
+#include "cuda/sweep.cuh"
+
+namespace effnet_fast {
+namespace {
+
+constexpr int kChannelThreads = 128;
+
+// affine and norm of one channel from its mean and biased variance.
+__device__ __forceinline__ void fold(float mean, float var, const Param& gamma, const Param& beta,
+                                     float eps, int channel, int c, float* affine, float* norm) {
+    const float invstd = rsqrtf(var + eps);
+    const float scale = load_or(gamma, channel, 1.0f) * invstd;
+    affine[channel] = scale;
+    affine[c + channel] = load_or(beta, channel, 0.0f) - mean * scale;
+    norm[channel] = mean;
+    norm[c + channel] = invstd;
+}
+
+__global__ void __launch_bounds__(kChannelThreads) bn_fold_kernel(const BnFoldArgs p) {
+    const int channel = blockIdx.x * kChannelThreads + threadIdx.x;
+    if (channel >= p.c) return;
+    fold(load_any(p.bn.mean.data, p.bn.mean.dtype, channel),
+         load_any(p.bn.var.data, p.bn.var.dtype, channel), p.bn.gamma, p.bn.beta, p.bn.eps, channel,
+         p.c, p.affine, p.norm);
+}
+
+__global__ void __launch_bounds__(kChannelThreads) bn_finalize_kernel(const BnFinalizeArgs p) {
+    const int channel = blockIdx.x * kChannelThreads + threadIdx.x;
+    if (channel >= p.c) return;
+    const float mean = p.stats[channel], var = p.stats[p.c + channel];
+    if (p.count > 0 && p.running_mean.data != nullptr && p.running_var.data != nullptr) {
+        const double unbiased = double(p.count) / double(p.count > 1 ? p.count - 1 : 1);
+        const auto update = [&](const MutableParam& running, float batch) {
+            const double old = load_any(running.data, running.dtype, channel);
+            store_any(running.data, running.dtype, channel,
+                      float(old + p.momentum * (batch - old)));
+        };
+        update(p.running_mean, mean);
+        update(p.running_var, float(var * unbiased));
+    }
+    fold(mean, var, p.gamma, p.beta, p.eps, channel, p.c, p.affine, p.norm);
+}
+
+__global__ void __launch_bounds__(kChannelThreads) bn_bwd_coef_kernel(const BnBwdCoefArgs p) {
+    const int channel = blockIdx.x * kChannelThreads + threadIdx.x;
+    if (channel >= p.c) return;
+    const float invstd = p.norm[p.c + channel], a = load_or(p.gamma, channel, 1.0f) * invstd;
+    float b = 0.0f, c = 0.0f;
+    if (p.batch_stats) {
+        const float count = float(p.count > 1 ? p.count : 1);
+        b = -a * invstd * (p.sums[p.c + channel] / count);
+        c = -a * (p.sums[channel] / count);
+    }
+    p.coef[channel] = a;
+    p.coef[p.c + channel] = b;
+    p.coef[2 * p.c + channel] = p.norm[channel];
+    p.coef[3 * p.c + channel] = c;
+}
+
+struct Elementwise {
+    Sweep sweep;
+    Act act;
+    bool x_dense, residual_dense;
+};
+
+template <class T>
+__global__ void __launch_bounds__(kSweepThreads, 3)
+    bn_residual_kernel(const BnResidualArgs p, const Elementwise e) {
+    constexpr int kCount = kVector<T>;
+    const Sweep& sweep = e.sweep;
+    const SweepThread<T> thread(sweep, p.c);
+    if (thread.channels <= 0) return;
+    const int c = thread.c;
+    float scale[kCount], shift[kCount];
+    load_parameters(p.affine, c, thread.channels, e.act.factor, 1.0f, scale);
+    load_parameters(p.affine == nullptr ? nullptr : p.affine + p.c, c, thread.channels,
+                    e.act.factor, 0.0f, shift);
+    for_items(sweep, thread, [&](int n, int first, int end) {
+        float weight[kCount];
+        load_parameters(p.gate, int64_t(n) * p.c + c, thread.channels,
+                        p.drop_scale == nullptr ? 1.0f : p.drop_scale[n], 1.0f, weight);
+        for (int pixel = first; pixel < end; pixel += sweep.rows) {
+            float x[kCount], residual[kCount] = {};
+            load_channels(
+                static_cast<const T*>(p.x.data) + pixel_offset(p.x, e.x_dense, p.w, n, pixel) + c,
+                sweep.vectors, thread.channels, x);
+            if (p.residual.data != nullptr) {
+                load_channels(static_cast<const T*>(p.residual.data) +
+                                  pixel_offset(p.residual, e.residual_dense, p.w, n, pixel) + c,
+                              sweep.vectors, thread.channels, residual);
+            }
+#pragma unroll
+            for (int i = 0; i < kCount; i++) x[i] = fmaf(x[i], scale[i], shift[i]);
+            apply<T>(e.act, x);
+#pragma unroll
+            for (int i = 0; i < kCount; i++) x[i] = fmaf(x[i], weight[i], residual[i]);
+            store_channels(static_cast<T*>(p.y) + (n * sweep.pixels + pixel) * p.c + c,
+                           sweep.vectors, thread.channels, x);
+        }
+    });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kSweepThreads, 2)
+    bn_bwd_reduce_kernel(const BnBwdReduceArgs p, const Elementwise e, float* partials) {
+    constexpr int kCount = kVector<T>;
+    __shared__ float shared[kCount * kSweepThreads];
+    const Sweep& sweep = e.sweep;
+    const SweepThread<T> thread(sweep, p.c);
+    const int c = thread.c, channels = thread.channels;
+    float scale[kCount], shift[kCount], mean[kCount];
+    load_parameters(p.affine, c, channels, e.act.factor, 1.0f, scale);
+    load_parameters(p.affine == nullptr ? nullptr : p.affine + p.c, c, channels, e.act.factor, 0.0f,
+                    shift);
+    load_parameters(p.norm, c, channels, 1.0f, 0.0f, mean);
+    float sums[2][kCount] = {};  // h, h * (y - mean)
+    for_items(sweep, thread, [&](int n, int first, int end) {
+        if (channels <= 0) return;
+        float dpool[kCount];
+        load_parameters(p.dpool, int64_t(n) * p.c + c, channels, 1.0f, 0.0f, dpool);
+        const float weight = p.drop_scale == nullptr ? 1.0f : p.drop_scale[n];
+        for (int pixel = first; pixel < end; pixel += sweep.rows) {
+            float g[kCount] = {}, y[kCount];
+            if (p.g != nullptr) {
+                load_channels(static_cast<const T*>(p.g) + (n * sweep.pixels + pixel) * p.c + c,
+                              sweep.vectors, channels, g);
+            }
+            load_channels(
+                static_cast<const T*>(p.y.data) + pixel_offset(p.y, e.x_dense, p.w, n, pixel) + c,
+                sweep.vectors, channels, y);
+#pragma unroll
+            for (int i = 0; i < kCount; i++) {
+                const float h = bn_output_grad<Summand<T>>(e.act, g[i], y[i], scale[i], shift[i],
+                                                           weight, dpool[i]);
+                sums[0][i] += h;
+                sums[1][i] = fmaf(h, y[i] - mean[i], sums[1][i]);
+            }
+        }
+    });
+    float* const out = partials + int64_t(thread.part) * 2 * p.c;
+    reduce_rows(sweep, thread, sums, shared, [&](int s, int channel, float sum) {
+        if (channel < p.c) out[s * p.c + channel] = s == 0 ? sum : sum * p.norm[p.c + channel];
+    });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kSweepThreads, 2)
+    bn_residual_bwd_kernel(const BnResidualBwdArgs p, const Elementwise e) {
+    constexpr int kCount = kVector<T>;
+    const Sweep& sweep = e.sweep;
+    const SweepThread<T> thread(sweep, p.c);
+    if (thread.channels <= 0) return;
+    const int c = thread.c, channels = thread.channels;
+    float scale[kCount], shift[kCount], a[kCount], b[kCount], mean[kCount], rest[kCount];
+    const auto row = [&](const float* base, int i) {
+        return base == nullptr ? nullptr : base + int64_t(i) * p.c;
+    };
+    load_parameters(p.affine, c, channels, e.act.factor, 1.0f, scale);
+    load_parameters(row(p.affine, 1), c, channels, e.act.factor, 0.0f, shift);
+    load_parameters(p.coef, c, channels, 1.0f, 1.0f, a);
+    load_parameters(row(p.coef, 1), c, channels, 1.0f, 0.0f, b);
+    load_parameters(row(p.coef, 2), c, channels, 1.0f, 0.0f, mean);
+    load_parameters(row(p.coef, 3), c, channels, 1.0f, 0.0f, rest);
+    for_items(sweep, thread, [&](int n, int first, int end) {
+        float weight[kCount], dpool[kCount];
+        load_parameters(p.gate, int64_t(n) * p.c + c, channels,
+                        p.drop_scale == nullptr ? 1.0f : p.drop_scale[n], 1.0f, weight);
+        load_parameters(p.dpool, int64_t(n) * p.c + c, channels, 1.0f, 0.0f, dpool);
+        for (int pixel = first; pixel < end; pixel += sweep.rows) {
+            float g[kCount], y[kCount];
+            load_channels(static_cast<const T*>(p.g) + (n * sweep.pixels + pixel) * p.c + c,
+                          sweep.vectors, channels, g);
+            load_channels(
+                static_cast<const T*>(p.y.data) + pixel_offset(p.y, e.x_dense, p.w, n, pixel) + c,
+                sweep.vectors, channels, y);
+#pragma unroll
+            for (int i = 0; i < kCount; i++) {
+                const float h =
+                    bn_output_grad<T>(e.act, g[i], y[i], scale[i], shift[i], weight[i], dpool[i]);
+                g[i] = bn_input_grad(h, y[i], a[i], b[i], mean[i], rest[i]);
+            }
+            store_channels(static_cast<T*>(p.dy) + (n * sweep.pixels + pixel) * p.c + c,
+                           sweep.vectors, channels, g);
+        }
+    });
+}
+
+template <class P>
+cudaError_t per_channel(void (*kernel)(P), const P& args, cudaStream_t stream) {
+    if (args.c <= 0) return args.c == 0 ? cudaSuccess : cudaErrorInvalidValue;
+    const dim3 grid(unsigned(ceil_div(args.c, kChannelThreads)));
+    return launch(kernel, grid, dim3(kChannelThreads), 0, stream, args);
+}
+
+bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0; }
+
+// The sweep of an op over `x` and what lies beside it; false: not to be had.
+template <class Args>
+bool prepare(const Args& args, const Map& x, const Map& other, bool others_aligned,
+             Elementwise* e) {
+    if (args.n < 0 || args.c <= 0 || args.h <= 0 || args.w <= 0 ||
+        int64_t(args.h) * args.w > INT32_MAX - kSweepThreads || !make_act(args.act, &e->act)) {
+        return false;
+    }
+    if (args.n == 0) return true;
+    const bool vectors = others_aligned && whole_vectors(x, args.dtype, args.c) &&
+                         whole_vectors(other, args.dtype, args.c);
+    e->sweep = make_sweep(args.n, int64_t(args.h) * args.w, args.c,
+                          kVectorBytes / int(size_of(args.dtype)), vectors);
+    e->x_dense = dense_rows(x, args.w);
+    e->residual_dense = dense_rows(other, args.w);
+    return true;
+}
+
+dim3 grid_of(const Sweep& sweep) { return dim3(unsigned(sweep.channel_blocks * sweep.parts)); }
+
+}  // namespace
+
+cudaError_t bn_fold(const BnFoldArgs& args, cudaStream_t stream) {
+    return per_channel(bn_fold_kernel, args, stream);
+}
+
+cudaError_t bn_finalize(const BnFinalizeArgs& args, cudaStream_t stream) {
+    return per_channel(bn_finalize_kernel, args, stream);
+}
+
+cudaError_t bn_bwd_coef(const BnBwdCoefArgs& args, cudaStream_t stream) {
+    return per_channel(bn_bwd_coef_kernel, args, stream);
+}
+
+cudaError_t bn_residual(const BnResidualArgs& args, cudaStream_t stream) {
+    Elementwise e = {};
+    if (!prepare(args, args.x, args.residual, aligned(args.y), &e)) return cudaErrorInvalidValue;
+    if (args.n == 0) return cudaSuccess;
+    return with_type(args.dtype, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        return launch(bn_residual_kernel<T>, grid_of(e.sweep), dim3(kSweepThreads), 0, stream, args,
+                      e);
+    });
+}
+
+size_t bn_bwd_reduce_workspace(const BnBwdReduceArgs& args) {
+    Elementwise e = {};
+    if (!prepare(args, args.y, {}, true, &e)) return 0;
+    return size_t(2) * args.c * e.sweep.parts * sizeof(float);
+}
+
+cudaError_t bn_bwd_reduce(const BnBwdReduceArgs& args, cudaStream_t stream) {
+    Elementwise e = {};
+    if (!prepare(args, args.y, {}, aligned(args.g), &e)) return cudaErrorInvalidValue;
+    if (args.n == 0) return launch_zero(args.sums, int64_t(2) * args.c, stream);
+    float* const partials = static_cast<float*>(args.workspace);
+    const cudaError_t status = with_type(args.dtype, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        return launch(bn_bwd_reduce_kernel<T>, grid_of(e.sweep), dim3(kSweepThreads), 0, stream,
+                      args, e, partials);
+    });
+    if (status != cudaSuccess) return status;
+    return launch_sum(partials, e.sweep.parts, int64_t(2) * args.c, 1.0f, args.sums, stream);
+}
+
+cudaError_t bn_residual_bwd(const BnResidualBwdArgs& args, cudaStream_t stream) {
+    Elementwise e = {};
+    if (!prepare(args, args.y, {}, aligned(args.g) && aligned(args.dy), &e)) {
+        return cudaErrorInvalidValue;
+    }
+    if (args.n == 0) return cudaSuccess;
+    return with_type(args.dtype, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        return launch(bn_residual_bwd_kernel<T>, grid_of(e.sweep), dim3(kSweepThreads), 0, stream,
+                      args, e);
+    });
+}
+
+}  // namespace effnet_fast

@@ -1,0 +1,148 @@
+// One pass over [N, H, W, C] for ops that treat pixels alike: how it is cut into blocks, and the
+// loads and stores of its vectors.
+//
+// A thread keeps one 16-byte vector of channels, so that everything per channel stays in registers,
+// and walks the pixels of a work item: a chunk of one image, so that everything per image does too.
+// Lines of up to 32 vectors are innermost: a warp's accesses are 512 contiguous bytes.
+#pragma once
+
+#include "cuda/numeric.cuh"
+
+namespace effnet_fast {
+
+constexpr int kSweepThreads = 256;
+constexpr int kSweepLines = 32;      // vectors of channels per block, at most
+constexpr int kSweepResident = 4;    // blocks per multiprocessor: 64 registers a thread
+constexpr int kPixelsPerThread = 8;  // of an item, at least: what a partial result is worth
+
+struct Sweep {
+    int lines;  // vectors of channels per block
+    int rows;   // pixels that a block treats at once
+    int channel_blocks;
+    int chunk;       // pixels of an image per item
+    int chunks;      // items per image
+    int64_t items;   // per channel block
+    int parts;       // programs per channel block; each takes items part, part + parts, ...
+    int64_t pixels;  // per image
+    bool vectors;    // every vector is aligned and whole
+};
+
+// `n` images of `pixels` pixels with `c` channels, in vectors of `vector` elements.
+inline Sweep make_sweep(int n, int64_t pixels, int c, int vector, bool vectors) {
+    Sweep sweep = {};
+    const int all_lines = ceil_div(c, vector);
+    sweep.channel_blocks = ceil_div(all_lines, kSweepLines);
+    sweep.lines = ceil_div(all_lines, sweep.channel_blocks);
+    sweep.rows = kSweepThreads / sweep.lines;
+    sweep.pixels = pixels;
+    sweep.vectors = vectors;
+    const int64_t wanted = int64_t(kSweepResident) * multiprocessors();
+    // As many chunks as fill the chip four times, of kPixelsPerThread pixels a thread or more.
+    const int64_t most = ceil_div(pixels, int64_t(sweep.rows) * kPixelsPerThread);
+    const int64_t enough = ceil_div(4 * wanted, int64_t(n) * sweep.channel_blocks);
+    const int64_t chunks = enough < most ? enough : most;
+    sweep.chunk = int(ceil_div(ceil_div(pixels, chunks), int64_t(sweep.rows)) * sweep.rows);
+    sweep.chunks = int(ceil_div(pixels, int64_t(sweep.chunk)));
+    sweep.items = int64_t(n) * sweep.chunks;
+    const int64_t parts = ceil_div(wanted, int64_t(sweep.channel_blocks));
+    sweep.parts = int(parts < sweep.items ? parts : sweep.items);
+    return sweep;
+}
+
+// Where a thread stands in a sweep.
+template <class T>
+struct SweepThread {
+    int part, row, c, channels;  // c: first channel; channels: of the vector that exist, <= 0: none
+
+    __device__ __forceinline__ explicit SweepThread(const Sweep& sweep, int all_channels) {
+        part = blockIdx.x / sweep.channel_blocks;
+        const int block = blockIdx.x - part * sweep.channel_blocks;
+        row = threadIdx.x / sweep.lines;
+        c = (block * sweep.lines + threadIdx.x - row * sweep.lines) * kVector<T>;
+        channels = row < sweep.rows ? all_channels - c : 0;
+    }
+};
+
+// Element offset of a pixel of image n. `dense_rows`: h_stride is W * w_stride.
+__device__ __forceinline__ int64_t pixel_offset(const Map& map, bool dense_rows, int w, int n,
+                                                int pixel) {
+    if (dense_rows) return n * map.n_stride + pixel * map.w_stride;
+    const int h = pixel / w;
+    return n * map.n_stride + h * map.h_stride + (pixel - h * w) * map.w_stride;
+}
+
+// The items of a thread's part: body(image, first pixel of this thread, end).
+template <class T, class F>
+__device__ __forceinline__ void for_items(const Sweep& sweep, const SweepThread<T>& thread,
+                                          F body) {
+    for (int64_t item = thread.part; item < sweep.items; item += sweep.parts) {
+        const int n = int(item / sweep.chunks);
+        const int first = int(item - int64_t(n) * sweep.chunks) * sweep.chunk;
+        const int end = int(min(int64_t(first) + sweep.chunk, sweep.pixels));
+        body(n, first + thread.row, end);
+    }
+}
+
+template <class T>
+__device__ __forceinline__ void load_channels(const T* p, bool vectors, int channels,
+                                              float (&v)[kVector<T>]) {
+    if (vectors) {
+        load_some(p, v);
+    } else {
+#pragma unroll
+        for (int e = 0; e < kVector<T>; e++) v[e] = e < channels ? to_float(p[e]) : 0.0f;
+    }
+}
+
+template <class T>
+__device__ __forceinline__ void store_channels(T* p, bool vectors, int channels,
+                                               const float (&v)[kVector<T>]) {
+    if (vectors) {
+        store_some(p, v);
+    } else {
+#pragma unroll
+        for (int e = 0; e < kVector<T>; e++) {
+            if (e < channels) p[e] = from_float<T>(v[e]);
+        }
+    }
+}
+
+// A vector of fp32 parameters, or `absent` where there are none.
+template <int kCount>
+__device__ __forceinline__ void load_parameters(const float* p, int64_t c, int channels,
+                                                float factor, float absent, float (&v)[kCount]) {
+#pragma unroll
+    for (int e = 0; e < kCount; e++) {
+        v[e] = factor * (p != nullptr && e < channels ? p[c + e] : absent);
+    }
+}
+
+// The sums of a block's rows, in their order: kSums values per channel, stored by
+// store(sum, channel, value) for each channel that exists. `shared` holds kVector * threads floats.
+template <class T, int kSums, class Store>
+__device__ __forceinline__ void reduce_rows(const Sweep& sweep, const SweepThread<T>& thread,
+                                            const float (&sums)[kSums][kVector<T>], float* shared,
+                                            Store store) {
+#pragma unroll
+    for (int s = 0; s < kSums; s++) {
+        __syncthreads();
+#pragma unroll
+        for (int e = 0; e < kVector<T>; e++) {
+            shared[e * kSweepThreads + threadIdx.x] = sums[s][e];
+        }
+        __syncthreads();
+        // Thread i < lines * kVector: element i / lines of line i % lines.
+        const int total = sweep.lines * kVector<T>;
+        for (int i = threadIdx.x; i < total; i += kSweepThreads) {
+            const int e = i / sweep.lines, line = i - e * sweep.lines;
+            double sum = 0.0;  // a few adds per block: the last digits for nothing
+            for (int row = 0; row < sweep.rows; row++) {
+                sum += shared[e * kSweepThreads + row * sweep.lines + line];
+            }
+            const int block = blockIdx.x % sweep.channel_blocks;
+            store(s, (block * sweep.lines + line) * kVector<T> + e, float(sum));
+        }
+    }
+}
+
+}  // namespace effnet_fast
