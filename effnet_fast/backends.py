@@ -14,12 +14,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
-from torch import Tensor
 
-#: In the order in which "auto" tries them.
+from effnet_fast import limits
+
+#: In the order in which "auto" tries them, but for matrix products.
 BACKENDS = ("cuda", "triton", "cpu", "reference")
+_PRODUCTS_ORDER = ("triton", "cuda", "cpu", "reference")
 ENVIRONMENT_VARIABLE = "EFFNET_FAST_BACKEND"
 
 _requested: ContextVar[str] = ContextVar("effnet_fast_backend", default="auto")
@@ -69,6 +72,11 @@ def requested(explicit: str | None) -> str:
 requested._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def interpreting() -> bool:
+    """Whether Triton's kernels run in its interpreter, on CPU tensors (TRITON_INTERPRET=1)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 @cache
 def _machine_why_not(backend: str) -> str | None:
     """Why ``backend`` cannot run anything on this machine and in this build; None if it can."""
@@ -81,49 +89,86 @@ def _machine_why_not(backend: str) -> str | None:
             return f"the native module is not built ({error}); run: pip install -e ."
         if not _C.cuda_built():
             return "effnet_fast._C was built without CUDA (no nvcc at installation)"
-    if backend == "triton" and find_spec("triton") is None:
-        return "triton is not installed"
+    if backend == "triton":
+        if find_spec("triton") is None:
+            return "triton is not installed"
+        if interpreting():
+            return None
     if backend in ("cuda", "triton") and not torch.cuda.is_available():
         return "torch sees no CUDA device"
-    return f"this version has no {backend} kernels yet"
+    return f"this version has no {backend} kernels yet" if backend == "cpu" else None
 
 
-def why_not(op: str, backend: str, x: Tensor) -> str | None:
-    """Why ``backend`` cannot run ``op`` on input ``x``, or None if it can.
+@cache
+def _device_why_not(backend: str, device: torch.device) -> str | None:
+    """Why the kernels of ``backend`` cannot run on ``device``; None if they can."""
+    if backend == "triton" and interpreting():
+        return None if device.type == "cpu" else "TRITON_INTERPRET=1 runs kernels on CPU tensors"
+    if device.type != "cuda":
+        return f"its kernels run on CUDA tensors, and this one is on {device}"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"the GPU has compute capability {major}.{minor}; the kernels need 8.0 (A100) or up"
+    if backend == "cuda":
+        from effnet_fast import _C
+
+        # Machine code runs within its major version, from its minor up; PTX on all that is newer.
+        archs = _C.cuda_archs()
+        arch = 10 * major + minor
+        if arch < archs[-1] and not any(a // 10 == major and a <= arch for a in archs):
+            return (
+                f"effnet_fast._C has code for {archs}, and the GPU is {arch}; build again with "
+                f"EFFNET_FAST_CUDA_ARCHS={arch}"
+            )
+    return None
+
+
+_LIMITS = {"cuda": limits.cuda, "triton": limits.triton, "reference": limits.reference}
+
+
+def why_not(op: str, backend: str, *args: Any) -> str | None:
+    """Why ``backend`` cannot run ``op`` on these arguments, or None if it can.
 
     Args:
-        op: a name of the op vocabulary ("depthwise", "pointwise", ...), or a composite of it.
+        op: a name of the op vocabulary ("depthwise", "pointwise", ...).
         backend: one of :data:`BACKENDS`.
-        x: the op's activation input; only its metadata are looked at.
+        args: the op's arguments, or its activation input alone; only metadata are looked at.
     """
-    check_name(backend)
-    if backend == "reference":
-        if not x.is_floating_point():
-            return f"{op} computes on floating-point activations, not {x.dtype}"
-        return None
-    return _machine_why_not(backend)
+    reason = _machine_why_not(check_name(backend)) or _LIMITS[backend](op, args)
+    if reason is None and backend != "reference":
+        return _device_why_not(backend, next(limits.tensors(args)).device)
+    return reason
 
 
-def choose(op: str, name: str, x: Tensor) -> str:
-    """The concrete backend for ``op`` on ``x``; ``name`` is what :func:`requested` returned.
+def choose(op: str, name: str, *args: Any) -> str:
+    """The concrete backend for ``op`` on ``args``; ``name`` is what :func:`requested` returned.
+
+    Matrix products are Triton's first, also where "cuda" is asked for: its kernels fuse what goes
+    before and after, and csrc/cuda has none for them but passes around cuBLAS.
 
     Raises:
         BackendUnavailableError: the backend asked for by name cannot run it; the message is its
             :func:`why_not`.
     """
-    if name != "auto":
-        reason = why_not(op, name, x)
-        if reason is not None:
-            raise BackendUnavailableError(f"backend {name!r} cannot run {op}: {reason}")
-        return name
     reasons = {}
-    for candidate in BACKENDS:
-        reasons[candidate] = why_not(op, candidate, x)
+    for candidate in _candidates(op, name):
+        reasons[candidate] = why_not(op, candidate, *args)
         if reasons[candidate] is None:
             return candidate
+    if name != "auto":
+        raise BackendUnavailableError(f"backend {name!r} cannot run {op}: {reasons[name]}")
     raise BackendUnavailableError(
         f"no backend can run {op}: " + "; ".join(f"{b}: {r}" for b, r in reasons.items())
     )
+
+
+def _candidates(op: str, name: str) -> tuple[str, ...]:
+    product = op in limits.PRODUCTS
+    if name == "auto":
+        return _PRODUCTS_ORDER if product else BACKENDS
+    if name == "cuda" and product and _machine_why_not("cuda") is None:
+        return ("triton", "cuda")
+    return (name,)
 
 
 def backends() -> dict[str, str | None]:

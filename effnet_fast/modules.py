@@ -22,7 +22,7 @@ from effnet_fast.ops.checks import check_map, check_match, resolve_padding
 from effnet_fast.ops.conv_bn import ConvBn, ConvBnTensors
 from effnet_fast.ops.conv_bn_act import conv_bn_act
 from effnet_fast.ops.head import conv_bn_act_pool
-from effnet_fast.ops.library import output_size
+from effnet_fast.ops.shapes import output_size
 
 _ACTIVATION_MODULES: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,

@@ -114,9 +114,9 @@ def _row(name: str, args: tuple[Any, ...], result: Any) -> OpRow | None:
         case "effnet_fast::pointwise_pool":  # the map it averages is never stored
             x, weight = args[:2]
             return _convolution(x.shape[0] * weight.shape[0] * x.shape[2] * x.shape[3], weight)
-        case "effnet_fast::se_gate":  # [N,C] -> [N,R] -> [N,C]
-            pooled, w_reduce, _, w_expand = args[:4]
-            n = pooled.shape[0]
+        case "effnet_fast::se_gate":  # [T,N,C] -> [N,R] -> [N,C]
+            pool, w_reduce, _, w_expand = args[:4]
+            n = pool.shape[1]
             return OpRow(
                 1,
                 n * (w_reduce.numel() + w_expand.numel()),

@@ -13,7 +13,10 @@ Conventions shared by all ops, forward and backward:
 * ``padding`` is (top, bottom, left, right). Zeros are padded after the prologue, as a convolution
   of the activated tensor would see them.
 * A prologue (``in_*``) is applied to the input on load:  ``a = gate * act(affine(x))``.
-  An epilogue (``out_*``) is applied to the accumulator:   ``y = act(affine(acc)) + residual``.
+  An epilogue (``out_*``) is applied to the accumulator:   ``y = act(bn(acc)) + residual``.
+* ``out_bn`` is a batch norm by its running statistics, as a list: (weight, bias, mean, variance) of
+  [C] each, weight and bias perhaps None; or empty, for none. It is folded where it is applied, so
+  that inference needs no launch for it and keeps no folded copy that could go stale.
 
 Gradients on load. A convolution's raw output ``y`` is followed by batch norm, an activation, and
 perhaps a gate or a stochastic-depth factor. The gradient of ``y`` is never stored: every backward
@@ -33,6 +36,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Padding = tuple[int, int, int, int] | list[int]
+
+#: ``depthwise(..., reduce="pool")`` sums over strips of so many output rows: enough strips for one
+#: image to fill a GPU, and few enough that ``se_gate`` adds them up as it loads.
+POOL_ROWS = 4
 
 
 def acc_dtype(x: Tensor) -> torch.dtype:
@@ -83,6 +90,16 @@ def _apply_affine(x: Tensor, affine: Tensor | None) -> Tensor:
 def _load(x: Tensor, affine: Tensor | None, act: str, gate: Tensor | None = None) -> Tensor:
     a = activate(_apply_affine(x.to(acc_dtype(x)), affine), act)
     return a if gate is None else a * _channels(gate)
+
+
+def _epilogue(y: Tensor, out_bn: list[Tensor | None], eps: float, act: str) -> Tensor:
+    if not out_bn:
+        return activate(y, act)
+    weight, bias, mean, var = out_bn
+    assert mean is not None
+    assert var is not None
+    affine, _ = bn_fold(weight, bias, mean, var, eps, y.dtype)
+    return activate(_apply_affine(y, affine), act)
 
 
 def _store(y: Tensor, like: Tensor) -> Tensor:
@@ -167,44 +184,52 @@ def _empty(like: Tensor) -> Tensor:
 
 def conv2d(
     x: Tensor, weight: Tensor, stride: int, padding: Padding,
-    out_affine: Tensor | None, out_act: str, stats: bool,
+    out_bn: list[Tensor | None], eps: float, out_act: str, stats: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Dense k x k convolution (the stem). x [N,C,H,W], weight [K,C,k,k] -> y [N,K,P,Q], stats."""
     y = _convolve(x.to(acc_dtype(x)), weight, stride, padding, 1)
     moments = _moments(y) if stats else _empty(x)
-    return _store(activate(_apply_affine(y, out_affine), out_act), x), moments
+    return _store(_epilogue(y, out_bn, eps, out_act), x), moments
 
 
 def pointwise(
     x: Tensor, weight: Tensor, in_affine: Tensor | None, in_act: str, in_gate: Tensor | None,
-    out_affine: Tensor | None, out_act: str, residual: Tensor | None, stats: bool,
+    out_bn: list[Tensor | None], eps: float, out_act: str, residual: Tensor | None, stats: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """1x1 convolution. x [N,C,H,W], weight [K,C,1,1], in_gate [N,C] -> y [N,K,H,W], stats."""
     a = _load(x, in_affine, in_act, in_gate)
     y = _convolve(a, weight, 1, (0, 0, 0, 0), 1)
     moments = _moments(y) if stats else _empty(x)
-    y = activate(_apply_affine(y, out_affine), out_act)
+    y = _epilogue(y, out_bn, eps, out_act)
     return _store(y if residual is None else y + residual, x), moments
 
 
-def pointwise_pool(x: Tensor, weight: Tensor, out_affine: Tensor, out_act: str) -> Tensor:
-    """The head: 1x1 convolution, affine, activation, mean over H, W -> [N,K]; no map is stored."""
+def pointwise_pool(
+    x: Tensor, weight: Tensor, out_bn: list[Tensor | None], eps: float, out_act: str
+) -> Tensor:
+    """The head: 1x1 convolution, BN, activation, mean over H, W -> [N,K]; no map is stored."""
     y = _convolve(x.to(acc_dtype(x)), weight, 1, (0, 0, 0, 0), 1)
-    return activate(_apply_affine(y, out_affine), out_act).mean((2, 3))
+    return _epilogue(y, out_bn, eps, out_act).mean((2, 3))
+
+
+def _pool_strips(y: Tensor) -> Tensor:
+    strips = y.split(POOL_ROWS, dim=2)
+    return torch.stack([strip.sum((2, 3)) for strip in strips])
 
 
 def depthwise(
     x: Tensor, weight: Tensor, stride: int, padding: Padding, in_affine: Tensor | None, in_act: str,
-    out_affine: Tensor | None, out_act: str, reduce: str,
+    out_bn: list[Tensor | None], eps: float, out_act: str, reduce: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Depthwise convolution. x [N,C,H,W], weight [C,1,k,k] -> y [N,C,P,Q], and by ``reduce``:
 
-    "stats" the moments [2,C] of the raw output; "pool" the means [N,C] of y over P, Q; "none" [0].
+    "stats" the moments [2,C] of the raw output; "pool" the sums [T,N,C] of y over strips of
+    :data:`POOL_ROWS` rows, T = ceil(P / POOL_ROWS), for ``se_gate``; "none" [0].
     """
     y = _convolve(_load(x, in_affine, in_act), weight, stride, padding, x.shape[1])
     moments = _moments(y) if reduce == "stats" else _empty(x)
-    y = activate(_apply_affine(y, out_affine), out_act)
-    return _store(y, x), y.mean((2, 3)) if reduce == "pool" else moments
+    y = _epilogue(y, out_bn, eps, out_act)
+    return _store(y, x), _pool_strips(y) if reduce == "pool" else moments
 
 
 # ---------------------------------------------------------------- squeeze-and-excitation, forward
@@ -220,9 +245,15 @@ def _se_hidden(pooled: Tensor, w_reduce: Tensor, b_reduce: Tensor) -> Tensor:
 
 
 def se_gate(
-    pooled: Tensor, w_reduce: Tensor, b_reduce: Tensor, w_expand: Tensor, b_expand: Tensor, act: str
-) -> Tensor:
-    """Excitation: pooled [N,C], w_reduce [R,C,1,1], w_expand [C,R,1,1] -> gate [N,C] in (0, 1)."""
+    pool: Tensor, w_reduce: Tensor, b_reduce: Tensor, w_expand: Tensor, b_expand: Tensor, act: str,
+    count: int,
+) -> Tensor:  # fmt: skip
+    """Excitation: pool [T,N,C], w_reduce [R,C,1,1], w_expand [C,R,1,1] -> gate [N,C] in (0, 1).
+
+    The squeezed map is the sum of ``pool`` over T, divided by ``count``: the strips of a depthwise
+    convolution and P*Q, or the mean of ``se_pool`` as [1,N,C] and 1.
+    """
+    pooled = pool.sum(0) / count
     hidden = activate(_se_hidden(pooled, w_reduce, b_reduce), act)
     w, b = w_expand.to(pooled.dtype).flatten(1), b_expand.to(pooled.dtype)
     return torch.sigmoid(F.linear(hidden, w, b))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from effnet_fast.ops.library import output_size
+from effnet_fast.ops.shapes import output_size
 
 ACTIVATIONS = ("identity", "relu", "relu6", "silu")
 PADDINGS = ("symmetric", "same")

@@ -40,6 +40,10 @@ class ConvBnTensors(NamedTuple):
     running_mean: Tensor | None
     running_var: Tensor | None
 
+    def batch_norm(self) -> list[Tensor | None]:
+        """By the running statistics, as the ``out_bn`` of a convolution in inference."""
+        return list(self[1:])
+
 
 class Normalization(NamedTuple):
     """A batch norm ready to be applied: affine, norm [2,K], and how many values are behind it."""
@@ -67,7 +71,7 @@ def normalize(
 
 
 def fold(layer: ConvBn, t: ConvBnTensors, dtype: torch.dtype, backend: str) -> Normalization:
-    """Batch norm by the running statistics, for activations of ``dtype``."""
+    """Batch norm by the running statistics where gradients pass, for activations of ``dtype``."""
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     affine, norm = op.bn_fold(
         t.gamma, t.beta, t.running_mean, t.running_var, layer.eps, acc, backend

@@ -28,7 +28,6 @@ from effnet_fast.ops.conv_bn import (
     backward_coef,
     channels_last_grad,
     differentiable_once,
-    fold,
     like_parameter,
     normalize,
     wants_grad,
@@ -105,33 +104,32 @@ def conv_bn_act(layer: ConvBn, t: ConvBnTensors, x: Tensor, act: str, backend: s
         return y
     if layer.batch_stats:
         return _forward(layer, t, x, act, backend)[0]
-    affine = fold(layer, t, x.dtype, backend).affine
-    return convolve(layer, t.weight, x, None, "identity", affine, act, False, backend)[0]
+    return convolve(layer, t.weight, x, None, "identity", t.batch_norm(), act, False, backend)[0]
 
 
 def convolve(
     layer: ConvBn, weight: Tensor, x: Tensor, in_affine: Tensor | None, in_act: str,
-    out_affine: Tensor | None, out_act: str, stats: bool, backend: str,
+    out_bn: list[Tensor | None], out_act: str, stats: bool, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The convolution op of ``layer``; a prologue is for the depthwise and pointwise kinds."""
     w = weight.to(x.dtype)
     if layer.kind == "depthwise":
         return op.depthwise(
-            x, w, layer.stride, layer.padding, in_affine, in_act, out_affine, out_act,
+            x, w, layer.stride, layer.padding, in_affine, in_act, out_bn, layer.eps, out_act,
             "stats" if stats else "none", backend,
         )  # fmt: skip
     if layer.kind == "pointwise":
         return op.pointwise(
-            x, w, in_affine, in_act, None, out_affine, out_act, None, stats, backend
+            x, w, in_affine, in_act, None, out_bn, layer.eps, out_act, None, stats, backend
         )
-    return op.conv2d(x, w, layer.stride, layer.padding, out_affine, out_act, stats, backend)
+    return op.conv2d(x, w, layer.stride, layer.padding, out_bn, layer.eps, out_act, stats, backend)
 
 
 def _forward(
     layer: ConvBn, t: ConvBnTensors, x: Tensor, act: str, backend: str
 ) -> tuple[Tensor, Tensor, Any]:
     y, stats = convolve(
-        layer, t.weight, x, None, "identity", None, "identity", layer.batch_stats, backend
+        layer, t.weight, x, None, "identity", [], "identity", layer.batch_stats, backend
     )
     bn = normalize(layer, t, y, stats, backend)
     return op.bn_residual(y, bn.affine, act, None, None, None, backend), y, bn

@@ -17,7 +17,6 @@ from effnet_fast.ops.conv_bn import (
     ConvBnTensors,
     backward_coef,
     differentiable_once,
-    fold,
     like_parameter,
     normalize,
     wants_grad,
@@ -32,8 +31,7 @@ def conv_bn_act_pool(layer: ConvBn, t: ConvBnTensors, x: Tensor, act: str, backe
         # output that went through a cast to its own type, without a word.
         pooled: Tensor = ConvBnActPoolFn.apply(layer, act, backend, x, *t)
     else:
-        affine = fold(layer, t, x.dtype, backend).affine
-        pooled = op.pointwise_pool(x, t.weight.to(x.dtype), affine, act, backend)
+        pooled = op.pointwise_pool(x, t.weight.to(x.dtype), t.batch_norm(), layer.eps, act, backend)
     return pooled.to(x.dtype)
 
 
@@ -47,7 +45,7 @@ class ConvBnActPoolFn(torch.autograd.Function):
     ) -> Tensor:
         t = ConvBnTensors(*tensors)  # type: ignore[arg-type]
         y, stats = op.pointwise(
-            x, t.weight.to(x.dtype), None, "identity", None, None, "identity", None,
+            x, t.weight.to(x.dtype), None, "identity", None, [], layer.eps, "identity", None,
             layer.batch_stats, backend,
         )  # fmt: skip
         bn = normalize(layer, t, y, stats, backend)

@@ -14,22 +14,38 @@ These are building blocks without checks: :mod:`effnet_fast.ops` holds the publi
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from effnet_fast import reference
 from effnet_fast.backends import choose
-from effnet_fast.reference import Padding, acc_dtype
+from effnet_fast.ops.shapes import (
+    new_acc,
+    new_conv_map,
+    new_grads,
+    new_like,
+    new_map,
+    new_norm_pair,
+)
+from effnet_fast.reference import POOL_ROWS
 
 _LIBRARY = torch.library.Library("effnet_fast", "DEF")
-_IMPLEMENTATIONS: dict[str, Any] = {"reference": reference}
+#: Where each backend's functions are; they have the names and arguments of those in reference.
+_MODULES = {
+    "cuda": "effnet_fast.ops.on_cuda",
+    "triton": "effnet_fast.ops.on_triton",
+    "reference": "effnet_fast.reference",
+}
 
 
-def output_size(size: int, kernel: int, stride: int, before: int, after: int) -> int:
-    """Length of a convolution's output along one axis."""
-    return (size + before + after - kernel) // stride + 1
+@cache
+def _implementation(backend: str) -> ModuleType:
+    """The functions of ``backend``, imported when an op first needs them."""
+    return import_module(_MODULES[backend])
 
 
 def _define(schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,10 +55,13 @@ def _define(schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
     _LIBRARY.define(f"{name}({arguments}, str backend) ->{returns}")
 
     def run(*args: Any) -> Any:
-        x = next(a for a in args if isinstance(a, Tensor))
-        implementation = getattr(_IMPLEMENTATIONS[choose(name, args[-1], x)], name)
-        if torch.is_autocast_enabled(x.device.type):  # the types are ours to choose, not its
-            with torch.autocast(x.device.type, enabled=False):
+        device = next(a for a in args if isinstance(a, Tensor)).device
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):  # Triton launches on the current one
+                return run(*args)
+        implementation = getattr(_implementation(choose(name, args[-1], *args[:-1])), name)
+        if torch.is_autocast_enabled(device.type):  # the types are ours to choose, not its
+            with torch.autocast(device.type, enabled=False):
                 return implementation(*args[:-1])
         return implementation(*args[:-1])
 
@@ -58,135 +77,108 @@ def _define(schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
 # ---------------------------------------------------------------- shapes of the results
 
 
-def _map(x: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
-    """An activation like ``x``, in canonical channels_last strides."""
-    return x.new_empty_strided((n, c, h, w), (h * w * c, 1, w * c, c))
-
-
-def _acc(x: Tensor, *shape: int) -> Tensor:
-    return x.new_empty(shape, dtype=acc_dtype(x))
-
-
-def _conv_map(x: Tensor, weight: Tensor, stride: int, padding: Padding) -> Tensor:
-    k, (top, bottom, left, right) = weight.shape[2], padding
-    p = output_size(x.shape[2], k, stride, top, bottom)
-    q = output_size(x.shape[3], weight.shape[3], stride, left, right)
-    return _map(x, x.shape[0], weight.shape[0], p, q)
-
-
-def _conv2d(x, weight, stride, padding, out_affine, out_act, stats):  # type: ignore[no-untyped-def]
-    y = _conv_map(x, weight, stride, padding)
-    return y, _acc(x, 2, weight.shape[0]) if stats else _acc(x, 0)
+def _conv2d(x, weight, stride, padding, out_bn, eps, out_act, stats):  # type: ignore[no-untyped-def]
+    y = new_conv_map(x, weight, stride, padding)
+    return y, new_acc(x, 2, weight.shape[0]) if stats else new_acc(x, 0)
 
 
 def _pointwise(x, weight, *rest):  # type: ignore[no-untyped-def]
-    y = _map(x, x.shape[0], weight.shape[0], x.shape[2], x.shape[3])
-    return y, _acc(x, 2, weight.shape[0]) if rest[-1] else _acc(x, 0)
+    y = new_map(x, x.shape[0], weight.shape[0], x.shape[2], x.shape[3])
+    return y, new_acc(x, 2, weight.shape[0]) if rest[-1] else new_acc(x, 0)
 
 
 def _depthwise(x, weight, stride, padding, *rest):  # type: ignore[no-untyped-def]
-    n, c = x.shape[:2]
-    reduced = {"stats": (2, c), "pool": (n, c), "none": (0,)}[rest[-1]]
-    return _conv_map(x, weight, stride, padding), _acc(x, *reduced)
-
-
-def _norm_pair(x: Tensor, channels: int, acc: torch.dtype) -> tuple[Tensor, Tensor]:
-    return x.new_empty((2, channels), dtype=acc), x.new_empty((2, channels), dtype=acc)
-
-
-def _like(x: Tensor) -> Tensor:
-    return _map(x, *x.shape)
+    y = new_conv_map(x, weight, stride, padding)
+    n, c, p, _ = y.shape
+    strips = (p + POOL_ROWS - 1) // POOL_ROWS
+    reduced = {"stats": (2, c), "pool": (strips, n, c), "none": (0,)}[rest[-1]]
+    return y, new_acc(x, *reduced)
 
 
 def _se_gate_bwd(sums, gate, pooled, w_reduce, b_reduce, w_expand, act, hw):  # type: ignore[no-untyped-def]
     r, c = w_reduce.shape[:2]
     return (
         torch.empty_like(gate),
-        _acc(gate, *w_reduce.shape), _acc(gate, r), _acc(gate, *w_expand.shape), _acc(gate, c),
-        _acc(gate, 2, c),
+        new_acc(gate, *w_reduce.shape), new_acc(gate, r),
+        new_acc(gate, *w_expand.shape), new_acc(gate, c), new_acc(gate, 2, c),
     )  # fmt: skip
-
-
-def _grads(x: Tensor, weight: Tensor, need_dx: bool, need_dw: bool) -> tuple[Tensor, Tensor]:
-    dx = _like(x) if need_dx else x.new_empty(0)
-    return dx, _acc(x, *weight.shape) if need_dw else _acc(x, 0)
 
 
 def _pointwise_bwd(g, y, x, weight, *rest):  # type: ignore[no-untyped-def]
     in_affine, need_dx, need_dw = rest[5], rest[-2], rest[-1]
     sums = (5, *x.shape[:2]) if need_dx and in_affine is not None else (0,)
-    return *_grads(x, weight, need_dx, need_dw), _acc(x, *sums)
+    return *new_grads(x, weight, need_dx, need_dw), new_acc(x, *sums)
 
 
 def _depthwise_bwd(g, y, x, weight, *rest):  # type: ignore[no-untyped-def]
     in_affine, in_norm, need_dx, need_dw = rest[7], rest[9], rest[-2], rest[-1]
     sums = (2, x.shape[1]) if need_dx and in_affine is not None and in_norm is not None else (0,)
-    return *_grads(x, weight, need_dx, need_dw), _acc(x, *sums)
+    return *new_grads(x, weight, need_dx, need_dw), new_acc(x, *sums)
 
 
 # ---------------------------------------------------------------- the vocabulary
 
 conv2d = _define(
     "conv2d(Tensor x, Tensor weight, SymInt stride, SymInt[] padding,"
-    " Tensor? out_affine, str out_act, bool stats) -> (Tensor, Tensor)",
+    " Tensor?[] out_bn, float eps, str out_act, bool stats) -> (Tensor, Tensor)",
     _conv2d,
 )
 pointwise = _define(
     "pointwise(Tensor x, Tensor weight, Tensor? in_affine, str in_act, Tensor? in_gate,"
-    " Tensor? out_affine, str out_act, Tensor? residual, bool stats) -> (Tensor, Tensor)",
+    " Tensor?[] out_bn, float eps, str out_act, Tensor? residual, bool stats) -> (Tensor, Tensor)",
     _pointwise,
 )
 pointwise_pool = _define(
-    "pointwise_pool(Tensor x, Tensor weight, Tensor out_affine, str out_act) -> Tensor",
-    lambda x, weight, *rest: _acc(x, x.shape[0], weight.shape[0]),
+    "pointwise_pool(Tensor x, Tensor weight, Tensor?[] out_bn, float eps, str out_act) -> Tensor",
+    lambda x, weight, *rest: new_acc(x, x.shape[0], weight.shape[0]),
 )
 depthwise = _define(
     "depthwise(Tensor x, Tensor weight, SymInt stride, SymInt[] padding, Tensor? in_affine,"
-    " str in_act, Tensor? out_affine, str out_act, str reduce) -> (Tensor, Tensor)",
+    " str in_act, Tensor?[] out_bn, float eps, str out_act, str reduce) -> (Tensor, Tensor)",
     _depthwise,
 )
 se_pool = _define(
     "se_pool(Tensor x, Tensor? affine, str act) -> Tensor",
-    lambda x, *rest: _acc(x, *x.shape[:2]),
+    lambda x, *rest: new_acc(x, *x.shape[:2]),
 )
 se_gate = _define(
-    "se_gate(Tensor pooled, Tensor w_reduce, Tensor b_reduce, Tensor w_expand, Tensor b_expand,"
-    " str act) -> Tensor",
-    lambda pooled, *rest: torch.empty_like(pooled),
+    "se_gate(Tensor pool, Tensor w_reduce, Tensor b_reduce, Tensor w_expand, Tensor b_expand,"
+    " str act, SymInt count) -> Tensor",
+    lambda pool, *rest: pool.new_empty(pool.shape[1:]),
 )
 bn_fold = _define(
     "bn_fold(Tensor? weight, Tensor? bias, Tensor mean, Tensor var, float eps,"
     " ScalarType acc) -> (Tensor, Tensor)",
-    lambda weight, bias, mean, var, eps, acc: _norm_pair(mean, mean.shape[0], acc),
+    lambda weight, bias, mean, var, eps, acc: new_norm_pair(mean, mean.shape[0], acc),
 )
 bn_finalize = _define(
     "bn_finalize(Tensor stats, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean,"
     " Tensor(b!)? running_var, SymInt count, float momentum, float eps) -> (Tensor, Tensor)",
-    lambda stats, *rest: _norm_pair(stats, stats.shape[1], stats.dtype),
+    lambda stats, *rest: new_norm_pair(stats, stats.shape[1], stats.dtype),
 )
 bn_residual = _define(
     "bn_residual(Tensor x, Tensor? affine, str act, Tensor? gate, Tensor? drop_scale,"
     " Tensor? residual) -> Tensor",
-    lambda x, *rest: _like(x),
+    lambda x, *rest: new_like(x),
 )
 bn_bwd_reduce = _define(
     "bn_bwd_reduce(Tensor? g, Tensor y, Tensor norm, Tensor? affine, str act, Tensor? drop_scale,"
     " Tensor? dpool) -> Tensor",
-    lambda g, y, *rest: _acc(y, 2, y.shape[1]),
+    lambda g, y, *rest: new_acc(y, 2, y.shape[1]),
 )
 bn_bwd_coef = _define(
     "bn_bwd_coef(Tensor sums, Tensor norm, Tensor? weight, SymInt count, bool batch_stats)"
     " -> Tensor",
-    lambda sums, norm, *rest: _acc(norm, 4, norm.shape[1]),
+    lambda sums, norm, *rest: new_acc(norm, 4, norm.shape[1]),
 )
 bn_residual_bwd = _define(
     "bn_residual_bwd(Tensor g, Tensor y, Tensor? coef, Tensor? affine, str act, Tensor? gate,"
     " Tensor? drop_scale, Tensor? dpool) -> Tensor",
-    lambda g, y, *rest: _like(y),
+    lambda g, y, *rest: new_like(y),
 )
 se_bwd_reduce = _define(
     "se_bwd_reduce(Tensor g, Tensor x, Tensor? affine, str act, Tensor? norm) -> Tensor",
-    lambda g, x, *rest: _acc(x, 5, *x.shape[:2]),
+    lambda g, x, *rest: new_acc(x, 5, *x.shape[:2]),
 )
 se_gate_bwd = _define(
     "se_gate_bwd(Tensor sums, Tensor gate, Tensor pooled, Tensor w_reduce, Tensor b_reduce,"
@@ -196,7 +188,7 @@ se_gate_bwd = _define(
 conv2d_bwd = _define(
     "conv2d_bwd(Tensor g, Tensor y, Tensor x, Tensor weight, SymInt stride, SymInt[] padding,"
     " Tensor coef, Tensor? y_affine, str y_act, bool need_dx, bool need_dw) -> (Tensor, Tensor)",
-    lambda g, y, x, weight, *rest: _grads(x, weight, *rest[-2:]),
+    lambda g, y, x, weight, *rest: new_grads(x, weight, *rest[-2:]),
 )
 pointwise_bwd = _define(
     "pointwise_bwd(Tensor? g, Tensor y, Tensor x, Tensor weight, Tensor coef, Tensor? y_affine,"

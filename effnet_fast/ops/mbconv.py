@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from effnet_fast.kernels.limits import fits_one_kernel
 from effnet_fast.ops import library as op
 from effnet_fast.ops.conv_bn import (
     ConvBn,
@@ -32,17 +33,11 @@ from effnet_fast.ops.conv_bn import (
     backward_coef,
     channels_last_grad,
     differentiable_once,
-    fold,
     like_parameter,
     normalize,
     wants_grad,
 )
 from effnet_fast.ops.conv_bn_act import convolve
-
-#: A 1x1 convolution's input and weight gradient read the same tensors. One kernel can do both where
-#: the weight gradient, K*C in fp32, stays in the registers of one SM: 192 of Hopper's 256 KiB, the
-#: rest for the operands. Above that it is two ops, and the inputs are read twice.
-ONE_KERNEL_WEIGHT_BYTES = 192 * 1024
 
 
 class MBConv(NamedTuple):
@@ -97,21 +92,21 @@ def _inference(block: MBConv, t: MBConvTensors, x: Tensor) -> Tensor:
     backend = block.backend
     e = x
     if block.expand is not None and t.expand is not None:
-        affine = fold(block.expand, t.expand, x.dtype, backend).affine
         e, _ = convolve(
-            block.expand, t.expand.weight, x, None, "identity", affine, block.act, False, backend
-        )
-    affine = fold(block.depthwise, t.depthwise, x.dtype, backend).affine
-    d, pooled = op.depthwise(
-        e, t.depthwise.weight.to(x.dtype), block.depthwise.stride, block.depthwise.padding,
-        None, "identity", affine, block.act, "none" if t.se is None else "pool", backend,
+            block.expand, t.expand.weight, x, None, "identity", t.expand.batch_norm(), block.act,
+            False, backend,
+        )  # fmt: skip
+    layer = block.depthwise
+    d, pool = op.depthwise(
+        e, t.depthwise.weight.to(x.dtype), layer.stride, layer.padding, None, "identity",
+        t.depthwise.batch_norm(), layer.eps, block.act, "none" if t.se is None else "pool", backend,
     )  # fmt: skip
-    gate = None if t.se is None else op.se_gate(pooled, *t.se, block.act, backend)
-    affine = fold(block.project, t.project, x.dtype, backend).affine
-    residual = x if block.residual else None
+    gate = None
+    if t.se is not None:
+        gate = op.se_gate(pool, *t.se, block.act, d.shape[2] * d.shape[3], backend)
     return op.pointwise(
-        d, t.project.weight.to(x.dtype), None, "identity", gate, affine, "identity", residual,
-        False, backend,
+        d, t.project.weight.to(x.dtype), None, "identity", gate, t.project.batch_norm(),
+        block.project.eps, "identity", x if block.residual else None, False, backend,
     )[0]  # fmt: skip
 
 
@@ -121,10 +116,13 @@ def pointwise_bwd(
     in_act: str, in_gate: Tensor | None, in_norm: Tensor | None, residual_grad: Tensor | None,
     need_dx: bool, need_dw: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The op of that name, as one call or two by :data:`ONE_KERNEL_WEIGHT_BYTES`."""
+    """The op of that name, as one call or, where no kernel could do both gradients at once, two.
+
+    Two read their operands twice, and the ledger is to show it.
+    """
     load = (drop_scale, dpool, in_affine, in_act, in_gate, in_norm)
     head = (g, y, x, weight, coef, y_affine, y_act, *load)
-    if not (need_dx and need_dw) or 4 * weight.numel() <= ONE_KERNEL_WEIGHT_BYTES:
+    if not (need_dx and need_dw) or fits_one_kernel(*weight.shape[:2]):
         dx, dw, sums = op.pointwise_bwd(*head, residual_grad, need_dx, need_dw, backend)
         return dx, dw, sums
     dx, _, sums = op.pointwise_bwd(*head, residual_grad, True, False, backend)
@@ -145,24 +143,24 @@ class MBConvFn(torch.autograd.Function):
         if block.expand is not None and t.expand is not None:
             layer, e_act = block.expand, act
             e, stats = convolve(
-                layer, t.expand.weight, x, None, "identity", None, "identity", layer.batch_stats,
+                layer, t.expand.weight, x, None, "identity", [], "identity", layer.batch_stats,
                 backend,
             )  # fmt: skip
             bn1 = normalize(layer, t.expand, e, stats, backend)
         layer = block.depthwise
         affine1 = None if bn1 is None else bn1.affine
         d, stats = convolve(
-            layer, t.depthwise.weight, e, affine1, e_act, None, "identity", layer.batch_stats,
+            layer, t.depthwise.weight, e, affine1, e_act, [], "identity", layer.batch_stats,
             backend,
         )  # fmt: skip
         bn2 = normalize(layer, t.depthwise, d, stats, backend)
         pooled = gate = None
         if t.se is not None:
             pooled = op.se_pool(d, bn2.affine, act, backend)
-            gate = op.se_gate(pooled, *t.se, act, backend)
+            gate = op.se_gate(pooled.unsqueeze(0), *t.se, act, 1, backend)
         layer = block.project
         p, stats = op.pointwise(
-            d, t.project.weight.to(x.dtype), bn2.affine, act, gate, None, "identity", None,
+            d, t.project.weight.to(x.dtype), bn2.affine, act, gate, [], layer.eps, "identity", None,
             layer.batch_stats, backend,
         )  # fmt: skip
         bn3 = normalize(layer, t.project, p, stats, backend)

@@ -76,7 +76,7 @@ class SqueezeExciteFn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, act: str, backend: str, x: Tensor, *mlp: Tensor) -> Tensor:
         pooled = op.se_pool(x, None, "identity", backend)
-        gate = op.se_gate(pooled, *mlp, act, backend)
+        gate = op.se_gate(pooled.unsqueeze(0), *mlp, act, 1, backend)
         ctx.save_for_backward(x, pooled, gate, *mlp)
         ctx.static = (act, backend)
         return op.bn_residual(x, None, "identity", gate, None, None, backend)

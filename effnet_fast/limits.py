@@ -1,0 +1,97 @@
+"""What each backend's kernels cannot do, as reasons; metadata of an op's arguments only.
+
+``args`` are the op's own, in the order of :mod:`effnet_fast.reference`, or its first tensor alone:
+rules about arguments that are not there do not apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: The ops that are matrix products: Triton's kernels fuse them, csrc/cuda leaves them to cuBLAS.
+PRODUCTS = frozenset(("conv2d", "pointwise", "pointwise_pool", "conv2d_bwd", "pointwise_bwd"))
+CUDA_KERNELS = (3, 5)
+CUDA_STRIDES = (1, 2)
+CUDA_SHARED_BYTES = 99 * 1024  # of a block, on every architecture from sm_80 on
+
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Where the arguments that the rules below look at are, by op.
+_CONVOLUTION = {"depthwise": (0, 1, 2, 3), "depthwise_bwd": (2, 3, 4, 5)}  # x, weight, stride, pads
+_SE_WEIGHTS = {"se_gate": (1, 3), "se_gate_bwd": (3, 5)}
+_ACCUMULATOR = {"bn_fold": 5}
+
+
+def tensors(args: tuple[Any, ...]) -> Iterator[Tensor]:
+    """The tensors among ``args``, those in lists too."""
+    for a in args:
+        if isinstance(a, Tensor):
+            yield a
+        elif isinstance(a, list | tuple):
+            yield from (v for v in a if isinstance(v, Tensor))
+
+
+def reference(op: str, args: tuple[Any, ...]) -> str | None:
+    """The reference computes on every floating type, whatever the layout."""
+    x = next(tensors(args))
+    if not x.is_floating_point():
+        return f"{op} computes on floating-point activations, not {x.dtype}"
+    return None
+
+
+def _kernels(op: str, args: tuple[Any, ...], name: str) -> str | None:
+    """What Triton's and CUDA's kernels have in common."""
+    for t in tensors(args):
+        if t.dtype not in _TYPES:
+            return f"{op} takes float32, bfloat16 and float16 in {name}, not {t.dtype}"
+        # The stem reads images as they come; everything behind it has its channels innermost.
+        # A 1x1 map is a weight or has no layout to speak of.
+        map_of_channels = t.dim() == 4 and t.shape[1] > 1 and t.shape[2] * t.shape[3] > 1
+        if map_of_channels and t.stride(1) != 1 and not op.startswith("conv2d"):
+            return (
+                f"{op} wants channels_last activations, got strides {t.stride()}; convert with "
+                "x.contiguous(memory_format=torch.channels_last)"
+            )
+    if op in _ACCUMULATOR and len(args) > _ACCUMULATOR[op]:
+        acc = args[_ACCUMULATOR[op]]
+        if acc != torch.float32:
+            return f"{op} accumulates in float32 in {name}, not {acc}"
+    return None
+
+
+def triton(op: str, args: tuple[Any, ...]) -> str | None:
+    """Triton's kernels: every op of the vocabulary, any kernel size and stride."""
+    return _kernels(op, args, "Triton")
+
+
+def _cuda_convolution(op: str, x: Tensor, weight: Tensor, stride: int, pads: Any) -> str | None:
+    size = tuple(weight.shape[2:])
+    if size[0] != size[1] or size[0] not in CUDA_KERNELS:
+        return f"{op} has CUDA kernels of {CUDA_KERNELS}, not of {size}"
+    if stride not in CUDA_STRIDES:
+        return f"{op} has CUDA kernels of stride {CUDA_STRIDES}, not {stride}"
+    if weight.dtype != x.dtype:
+        return f"{op} wants weights of the input's type {x.dtype}, not {weight.dtype}"
+    if max(pads) >= size[0]:
+        return f"{op} wants less padding than the kernel's {size[0]} in CUDA, not {tuple(pads)}"
+    return None
+
+
+def cuda(op: str, args: tuple[Any, ...]) -> str | None:
+    """The CUDA C++ kernels: the sizes that EfficientNet has."""
+    reason = _kernels(op, args, "CUDA")
+    if reason is not None or len(args) == 1:
+        return reason
+    if op in _CONVOLUTION:
+        return _cuda_convolution(op, *(args[i] for i in _CONVOLUTION[op]))
+    if op in _SE_WEIGHTS:
+        w_reduce, w_expand = (args[i] for i in _SE_WEIGHTS[op])
+        if w_reduce.dtype != w_expand.dtype:
+            return f"{op} wants weights of one type, not {w_reduce.dtype} and {w_expand.dtype}"
+        r, c = w_reduce.shape[:2]
+        if 4 * (2 * (c + r) + max(512, r)) > CUDA_SHARED_BYTES:
+            return f"{op} keeps an image's {c} + {r} channels in shared memory in CUDA: too many"
+    return None
