@@ -1,0 +1,61 @@
+"""Tensors whose elements lie more than 2^31 apart, in memory that is never touched in between."""
+
+from __future__ import annotations
+
+import mmap
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from effnet_fast import reference
+from effnet_fast.ops import library as op
+from tests.cuda_emu.backend import emulated
+from tests.error_rule import assert_within
+
+MAP_NORESERVE = 0x4000  # of Linux; Python's mmap names it from 3.13 on
+#: Elements between two images, and between two rows: the products with N and H leave 32 bits.
+IMAGE, ROW = 2**31 + 2**10, 2**28 + 2**7
+
+
+def spread(x: Tensor, stride_n: int, stride_h: int) -> Tensor:
+    """``x`` [N,C,H,W] in strides of a huge tensor. Pages that nothing wrote take no memory."""
+    n, c, h, w = x.shape
+    elements = (n - 1) * stride_n + (h - 1) * stride_h + w * c
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+    memory = mmap.mmap(-1, elements * x.element_size(), flags=flags)
+    flat = torch.frombuffer(memory, dtype=x.dtype)
+    return flat.as_strided(x.shape, (stride_n, 1, stride_h, c)).copy_(x)
+
+
+def check_far_apart(native: ModuleType) -> None:
+    """Every op that takes a strided map, against the same op on a dense one."""
+    dense = torch.randn(2, 8, 9, 3).to(torch.bfloat16)
+    dense = dense.contiguous(memory_format=torch.channels_last)
+    g = torch.randn_like(dense)
+    affine, norm = torch.randn(2, 8), torch.rand(2, 8) + 0.5
+    coef, w = torch.randn(4, 8), torch.randn(8, 1, 3, 3).to(torch.bfloat16)
+    ones = [1, 1, 1, 1]
+    dw_grads = (None, "identity", None, None, affine, "silu", norm, None, True, True)
+
+    def run(x: Tensor, backend: str) -> list[Tensor]:
+        y, stats = op.depthwise(
+            x, w, 1, ones, affine, "silu", [], 0.0, "identity", "stats", backend
+        )  # fmt: skip
+        return [
+            y, stats,
+            op.se_pool(x, affine, "silu", backend),
+            op.bn_residual(x, affine, "silu", None, None, x, backend),
+            op.bn_bwd_reduce(g, x, norm, affine, "silu", None, None, backend),
+            op.bn_residual_bwd(g, x, coef, affine, "silu", None, None, None, backend),
+            op.se_bwd_reduce(g, x, affine, "silu", norm, backend),
+            *op.depthwise_bwd(g, dense, x, w, 1, ones, coef, *dw_grads, backend),
+        ]  # fmt: skip
+
+    with emulated(native):
+        near = run(dense, "cuda")
+        far = [run(spread(dense, IMAGE, 24), "cuda"), run(spread(dense, 9 * ROW, ROW), "cuda")]
+    truth = reference.se_pool(dense.double(), affine.double(), "silu")
+    assert_within(near[2], reference.se_pool(dense, affine, "silu"), truth, "pooled")
+    for results in far:
+        assert all(torch.equal(a, b) for a, b in zip(results, near, strict=True))

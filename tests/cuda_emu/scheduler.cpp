@@ -1,0 +1,397 @@
+#include "scheduler.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <new>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+// The linker's names for the bounds of the section; absent without static shared memory.
+extern char __start_emulated_shared[] __attribute__((weak, visibility("hidden")));
+extern char __stop_emulated_shared[] __attribute__((weak, visibility("hidden")));
+
+namespace emulator {
+
+std::string last_message;  // of fail(); runtime.cpp reads it
+
+namespace {
+
+constexpr size_t kStackBytes = 512 * 1024;  // address sanitizer's frames are large
+constexpr size_t kSharedAlignment = 128;
+constexpr int kPoison = 0xff;               // NaN in every float type, -1 in every int
+
+enum class State { kReady, kAtBarrier, kAtCollective, kDone };
+
+struct Copy {
+    void* shared;
+    const void* global;
+    int bytes;
+    bool inside;
+};
+
+struct Fiber {
+    void* stack_pointer = nullptr;
+    char* stack = nullptr;
+    State state = State::kDone;
+    uint3 index{};
+    int number = 0;
+    Site site{};         // where it waits
+    unsigned mask = 0;   // of the collective it waits for
+    std::vector<Copy> open;
+    std::vector<std::vector<Copy>> groups;  // committed, oldest first
+    void* fake_stack = nullptr;
+};
+
+// Two generations: the lanes of one may still read while the fastest write the next.
+struct Collective {
+    unsigned mask = 0, arrived = 0;
+    int generation = 0;
+    Lanes values[2];
+};
+
+struct Warp {
+    unsigned alive = 0;
+    std::vector<Collective> collectives;
+};
+
+struct Device {
+    std::vector<Fiber> fibers;
+    std::vector<Warp> warps;
+    std::vector<int> order;
+    void* shared = nullptr;  // dynamic shared memory of the running block
+    size_t shared_bytes = 0;
+    dim3 grid, block;
+    uint3 block_index{};
+    Fiber* current = nullptr;
+    int threads = 0, alive = 0, at_barrier = 0;
+    bool failed = false;
+    void (*body)(void*) = nullptr;
+    void* argument = nullptr;
+    std::string order_name = "forward";
+    std::mt19937 random;
+    void* main_stack_pointer = nullptr;
+    void* main_fake_stack = nullptr;
+    const void* main_stack = nullptr;
+    size_t main_stack_bytes = 0;
+} device;
+
+int launch_device = -1;
+
+// ---------------------------------------------------------------- fibers
+
+// Pushes the registers that a callee saves, changes stacks, pops the other fiber's.
+__attribute__((naked, noinline)) void switch_stack(void** /*rdi: save*/, void* /*rsi: load*/) {
+    asm("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
+        "movq %rsp, (%rdi)\n movq %rsi, %rsp\n"
+        "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret");
+}
+
+void to_main(bool last = false) {
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(last ? nullptr : &device.current->fake_stack, device.main_stack,
+                                   device.main_stack_bytes);
+#endif
+    (void)last;
+    switch_stack(&device.current->stack_pointer, device.main_stack_pointer);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(device.current->fake_stack, &device.main_stack,
+                                    &device.main_stack_bytes);
+#endif
+}
+
+void to_fiber(Fiber& fiber) {
+    device.current = &fiber;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(&device.main_fake_stack, fiber.stack, kStackBytes);
+#endif
+    switch_stack(&device.main_stack_pointer, fiber.stack_pointer);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(device.main_fake_stack, nullptr, nullptr);
+#endif
+}
+
+void leave_block() {
+    Fiber& fiber = *device.current;
+    if (device.at_barrier > 0) {
+        for (const Fiber& other : device.fibers)
+            if (other.state == State::kAtBarrier)
+                fail(other.site, "thread %d leaves the kernel, thread %d waits here", fiber.number,
+                     other.number);
+    }
+    fiber.state = State::kDone;
+    --device.alive;
+    device.warps[fiber.number / 32].alive &= ~(1u << (fiber.number & 31));
+}
+
+void enter_fiber() {
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(nullptr, &device.main_stack, &device.main_stack_bytes);
+#endif
+    device.body(device.argument);
+    leave_block();
+    to_main(true);
+    std::abort();  // a thread that is done is not resumed
+}
+
+// A stack on which switch_stack finds six registers to pop and enter_fiber to return to.
+void prepare(Fiber& fiber, int number) {
+    if (fiber.stack == nullptr) {
+        void* memory = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (memory == MAP_FAILED) std::abort();
+        fiber.stack = static_cast<char*>(memory);
+    }
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(fiber.stack, kStackBytes);
+#endif
+    const unsigned n = number, x = device.block.x, y = device.block.y;
+    fiber.state = State::kReady;
+    fiber.number = number;
+    fiber.index = {n % x, n / x % y, n / (x * y)};
+    fiber.open.clear();
+    fiber.groups.clear();
+    fiber.fake_stack = nullptr;
+    void** top = reinterpret_cast<void**>(fiber.stack + kStackBytes) - 2;
+    *top = reinterpret_cast<void*>(&enter_fiber);
+    fiber.stack_pointer = top - 6;
+}
+
+// ---------------------------------------------------------------- blocks
+
+void arrange(std::vector<int>& order) {
+    if (device.order_name == "reverse") std::reverse(order.begin(), order.end());
+    if (device.order_name.rfind("random", 0) == 0)
+        std::shuffle(order.begin(), order.end(), device.random);
+}
+
+void report_deadlock() {
+    for (Fiber& fiber : device.fibers) {
+        if (fiber.state != State::kAtBarrier && fiber.state != State::kAtCollective) continue;
+        device.current = &fiber;
+        const char* what = fiber.state == State::kAtBarrier ? "a barrier" : "a warp collective";
+        char text[256];
+        std::snprintf(text, sizeof text, "%s:%d: deadlock: thread %d of block (%u,%u,%u) waits at %s",
+                      fiber.site.file, fiber.site.line, fiber.number, device.block_index.x,
+                      device.block_index.y, device.block_index.z, what);
+        last_message = text;
+        device.failed = true;
+        return;
+    }
+}
+
+void run_block() {
+    if (__start_emulated_shared)
+        std::memset(__start_emulated_shared, kPoison,
+                    __stop_emulated_shared - __start_emulated_shared);
+    std::memset(device.shared, kPoison, device.shared_bytes);
+    device.warps.assign((device.threads + 31) / 32, Warp{});
+    device.alive = device.threads;
+    device.at_barrier = 0;
+    for (int i = 0; i < device.threads; ++i) {
+        prepare(device.fibers[i], i);
+        device.warps[i / 32].alive |= 1u << (i & 31);
+    }
+    while (device.alive > 0) {
+        std::iota(device.order.begin(), device.order.end(), 0);
+        arrange(device.order);
+        bool any = false;
+        for (const int i : device.order) {
+            if (device.fibers[i].state != State::kReady) continue;
+            any = true;
+            to_fiber(device.fibers[i]);
+            if (device.failed) return;
+        }
+        if (!any) return report_deadlock();
+    }
+}
+
+cudaError_t refuse(const char* what) {
+    last_message = what;
+    return cudaErrorInvalidConfiguration;
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------- the running thread
+
+const uint3& thread_index() { return device.current->index; }
+const uint3& block_index() { return device.block_index; }
+const dim3& block_size() { return device.block; }
+const dim3& grid_size() { return device.grid; }
+int lane() { return device.current->number & 31; }
+unsigned alive_lanes() { return device.warps[device.current->number / 32].alive; }
+void* dynamic_shared_bytes() { return device.shared; }
+
+void fail(Site site, const char* format, ...) {
+    char what[384], where[256];
+    va_list arguments;
+    va_start(arguments, format);
+    std::vsnprintf(what, sizeof what, format, arguments);
+    va_end(arguments);
+    const uint3 b = device.block_index;
+    std::snprintf(where, sizeof where, "%s:%d: block (%u,%u,%u) thread %d: ", site.file, site.line,
+                  b.x, b.y, b.z, device.current->number);
+    last_message = std::string(where) + what;
+    device.failed = true;
+    for (;;) to_main();
+}
+
+void sync_threads(Site site) {
+    Fiber& fiber = *device.current;
+    if (device.alive < device.threads)
+        fail(site, "a barrier, but %d threads have left the kernel", device.threads - device.alive);
+    fiber.site = site;
+    fiber.state = State::kAtBarrier;
+    for (const Fiber& other : device.fibers) {
+        if (other.state != State::kAtBarrier) continue;
+        if (other.site.line != site.line || std::strcmp(other.site.file, site.file) != 0)
+            fail(site, "divergent barrier: thread %d waits at %s:%d", other.number, other.site.file,
+                 other.site.line);
+    }
+    if (++device.at_barrier == device.threads) {
+        for (Fiber& other : device.fibers)
+            if (other.state == State::kAtBarrier) other.state = State::kReady;
+        device.at_barrier = 0;
+        return;
+    }
+    to_main();
+}
+
+Lanes all_gather(unsigned mask, const void* value, size_t bytes, Site site) {
+    Fiber& fiber = *device.current;
+    Warp& warp = device.warps[fiber.number / 32];
+    const int lane = fiber.number & 31;
+    if (!(mask >> lane & 1u)) fail(site, "collective with mask %08x by lane %d", mask, lane);
+    if (mask & ~warp.alive)
+        fail(site, "mask %08x names lanes that have left or never were (%08x)", mask, warp.alive);
+    size_t which = 0;
+    while (which < warp.collectives.size() && warp.collectives[which].mask != mask) ++which;
+    if (which == warp.collectives.size()) warp.collectives.emplace_back().mask = mask;
+
+    Collective& mine = warp.collectives[which];
+    const int generation = mine.generation;
+    if (bytes > 0) std::memcpy(mine.values[generation & 1].bytes[lane], value, bytes);
+    mine.arrived |= 1u << lane;
+    fiber.site = site;
+    fiber.mask = mask;
+    fiber.state = State::kAtCollective;
+    if (mine.arrived == mask) {
+        mine.arrived = 0;
+        ++mine.generation;
+        const int first = fiber.number - lane;
+        for (int i = 0; i < 32 && first + i < device.threads; ++i) {
+            Fiber& other = device.fibers[first + i];
+            if (other.state == State::kAtCollective && other.mask == mask)
+                other.state = State::kReady;
+        }
+    } else {
+        to_main();
+    }
+    // By index: another lane's new mask may have moved the vector.
+    return device.warps[fiber.number / 32].collectives[which].values[generation & 1];
+}
+
+// ---------------------------------------------------------------- asynchronous copies
+
+void copy_async(void* shared, const void* global, int bytes, bool inside, Site site) {
+    const auto at = reinterpret_cast<uintptr_t>(shared), from = reinterpret_cast<uintptr_t>(global);
+    const auto dynamic = reinterpret_cast<uintptr_t>(device.shared);
+    const auto fixed = reinterpret_cast<uintptr_t>(__start_emulated_shared);
+    const auto fixed_end = reinterpret_cast<uintptr_t>(__stop_emulated_shared);
+    const bool in_dynamic = at >= dynamic && at + bytes <= dynamic + device.shared_bytes;
+    const bool in_fixed = fixed != 0 && at >= fixed && at + bytes <= fixed_end;
+    if (!in_dynamic && !in_fixed) fail(site, "an asynchronous copy to no shared memory");
+    if (at % bytes != 0) fail(site, "an asynchronous copy of %d bytes to a misaligned target", bytes);
+    if (inside && from % bytes != 0)
+        fail(site, "an asynchronous copy of %d bytes from a misaligned source", bytes);
+    std::memset(shared, kPoison, bytes);
+    device.current->open.push_back({shared, global, bytes, inside});
+}
+
+void commit_async() {
+    Fiber& fiber = *device.current;
+    fiber.groups.push_back(std::move(fiber.open));
+    fiber.open.clear();
+}
+
+void wait_async(int pending) {
+    auto& groups = device.current->groups;
+    const int ready = std::max(0, static_cast<int>(groups.size()) - pending);
+    for (int i = 0; i < ready; ++i) {
+        for (const Copy& copy : groups[i]) {
+            if (copy.inside) {
+                std::memcpy(copy.shared, copy.global, copy.bytes);
+            } else {
+                std::memset(copy.shared, 0, copy.bytes);
+            }
+        }
+    }
+    groups.erase(groups.begin(), groups.begin() + ready);
+}
+
+// ---------------------------------------------------------------- launches
+
+cudaError_t run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*), void* argument) {
+    const uint64_t threads = uint64_t(block.x) * block.y * block.z;
+    if (threads < 1 || threads > 1024) return refuse("a block has 1 to 1024 threads");
+    if (shared_bytes > kMaxSharedBytes) return refuse("more shared memory than 99 KB");
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return refuse("an empty grid");
+    if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) return refuse("too large a grid");
+
+    cudaGetDevice(&launch_device);
+    device.body = body;
+    device.argument = argument;
+    device.grid = grid;
+    device.block = block;
+    device.threads = static_cast<int>(threads);
+    device.failed = false;
+    for (Fiber& fiber : device.fibers) fiber.state = State::kDone;
+    if (device.fibers.size() < threads) device.fibers.resize(threads);
+    device.order.resize(threads);
+    device.shared_bytes = shared_bytes;
+    device.shared = ::operator new(shared_bytes, std::align_val_t(kSharedAlignment));
+    if (device.order_name.rfind("random", 0) == 0) {
+        const size_t colon = device.order_name.find(':');
+        const char* seed = colon == std::string::npos ? "0" : device.order_name.c_str() + colon + 1;
+        device.random.seed(static_cast<unsigned>(std::atoi(seed)));
+    }
+    const uint64_t per_layer = uint64_t(grid.x) * grid.y;
+    std::vector<int> blocks(per_layer * grid.z);
+    std::iota(blocks.begin(), blocks.end(), 0);
+    arrange(blocks);
+    for (const unsigned i : blocks) {
+        device.block_index = {i % grid.x, i / grid.x % grid.y, unsigned(i / per_layer)};
+        run_block();
+        if (device.failed) break;
+    }
+    ::operator delete(device.shared, std::align_val_t(kSharedAlignment));
+    device.shared = nullptr;
+    return device.failed ? cudaErrorLaunchFailure : cudaSuccess;
+}
+
+}  // namespace emulator
+
+extern "C" {
+
+__attribute__((visibility("default"))) void emulator_set_order(const char* name) {
+    emulator::device.order_name = name;
+}
+
+// The device that was current at the last launch.
+__attribute__((visibility("default"))) int emulator_launch_device() {
+    return emulator::launch_device;
+}
+
+}  // extern "C"

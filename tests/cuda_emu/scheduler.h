@@ -1,0 +1,92 @@
+// The emulated device: blocks run one after another, the threads of a block are fibers that switch
+// at barriers, warp collectives and nowhere else. See cuda_emulator.h for what that finds.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstring>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+namespace emulator {
+
+// The smallest of the supported devices (sm_86, 89 and 120 let a block have 99 KB).
+constexpr size_t kMaxSharedBytes = 99 * 1024;
+constexpr int kMultiprocessors = 2;
+
+struct Site {
+    const char* file;
+    int line;
+};
+
+// ---------------------------------------------------------------- the running thread
+
+const uint3& thread_index();
+const uint3& block_index();
+const dim3& block_size();
+const dim3& grid_size();
+int lane();
+unsigned alive_lanes();  // of the running thread's warp
+void* dynamic_shared_bytes();
+
+template <class T>
+T* dynamic_shared() {
+    return static_cast<T*>(dynamic_shared_bytes());
+}
+
+// Ends the launch with this message (as that of printf) and its thread; does not return.
+[[noreturn]] void fail(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+// ---------------------------------------------------------------- barriers and collectives
+
+void sync_threads(Site site);
+
+// One value of up to 16 bytes per lane.
+struct Lanes {
+    unsigned char bytes[32][16];
+};
+
+// Waits until every lane of `mask` has come with its value; then each gets all of them.
+Lanes all_gather(unsigned mask, const void* value, size_t bytes, Site site);
+
+// The value of `source`, one of the lanes of `mask`.
+template <class T>
+T exchange(unsigned mask, T value, int source, Site site) {
+    static_assert(sizeof(T) <= 16 && std::is_trivially_copyable_v<T>, "a shuffle's operand");
+    const Lanes lanes = all_gather(mask, &value, sizeof value, site);
+    if (!(mask >> source & 1u)) fail(site, "shuffle from lane %d, not in mask %08x", source, mask);
+    T result;
+    std::memcpy(&result, lanes.bytes[source], sizeof result);
+    return result;
+}
+
+// ---------------------------------------------------------------- asynchronous copies
+
+void copy_async(void* shared, const void* global, int bytes, bool inside,
+                Site site = {__builtin_FILE(), __builtin_LINE()});
+void commit_async();
+void wait_async(int pending);
+
+// ---------------------------------------------------------------- launches
+
+// cudaErrorLaunchFailure after a fail(), whose message cudaGetErrorString then gives.
+cudaError_t run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*), void* argument);
+
+template <class... Params, class... Args>
+cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+                   cudaStream_t, Args&&... args) {
+    struct Call {
+        void (*kernel)(Params...);
+        std::tuple<std::decay_t<Params>...> params;
+    };
+    Call call{kernel, {Params(std::forward<Args>(args))...}};
+    const auto body = [](void* p) {
+        auto& c = *static_cast<Call*>(p);
+        std::apply(c.kernel, c.params);
+    };
+    return run_grid(grid, block, shared_bytes, body, &call);
+}
+
+}  // namespace emulator
