@@ -6,16 +6,35 @@ and nowhere else. Spatial sizes are kept small where only the pattern matters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from effnet_fast.backends import backends
+from effnet_fast.backends import BACKENDS as ALL_BACKENDS
+from effnet_fast.backends import why_not
 
-#: Backends that this machine can run on CPU tensors.
-CPU_BACKENDS = [name for name, reason in backends().items() if reason is None]
-FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+#: Where tests/ops computes: "cpu" or "cuda".
+DEVICE = os.environ.get("EFFNET_FAST_TEST_DEVICE", "cpu")
+
+
+def _backends() -> list[str]:
+    """Those named by the tier, whether they can run or not; by hand: those that can run here."""
+    named = os.environ.get("EFFNET_FAST_TEST_BACKENDS")
+    if named:
+        return named.split(",")
+    x = torch.empty(1, 8, 1, 1)
+    return [b for b in ALL_BACKENDS if why_not("depthwise", b, x) is None]
+
+
+#: The backends under test in tests/ops.
+BACKENDS = _backends()
+#: Triton's interpreter takes about a millisecond for what one program does in one turn of a loop.
+#: To a kernel there are only fp32 and 16-bit types, so in the interpreter fp16 is for the blocks of
+#: tests/ops/test_blocks.py alone; and the large cases have smaller twins, :data:`TWINS`.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+FLOATS = [torch.float32, torch.bfloat16] + [torch.float16] * (not INTERPRETED)
 
 
 @dataclass(frozen=True)
@@ -87,6 +106,21 @@ POINTWISE = [
 ]
 
 
+#: In the interpreter: fewer channels, yet several blocks of them, and fewer images and pixels.
+TWINS = {
+    "b0-stage6": {"c": 72}, "b3-stage4": {"c": 72}, "b7-stage5": {"c": 72, "h": 11, "w": 11},
+    "batch-17": {"n": 5},
+    "b0-project-late": {"c": 1152, "k": 40}, "b0-head": {"c": 40, "k": 272},
+    "b3-expand": {"k": 136}, "b7-project": {"c": 672, "k": 72},
+}  # fmt: skip
+#: In the interpreter 16-bit types take these alone: a width that decides how wide loads are, ends
+#: of tiles, a slice, a large mean, no work at all.
+SIXTEEN_BIT = ("c-not-8", "odd", "odd-tall", "stride2-odd", "sliced", "mean>>std", "batch-0")
+if INTERPRETED:
+    DEPTHWISE = [replace(c, **TWINS.get(c.name, {})) for c in DEPTHWISE]
+    POINTWISE = [replace(c, **TWINS.get(c.name, {})) for c in POINTWISE]
+
+
 def activation_input(case: Case, dtype: torch.dtype) -> Tensor:
     """The case's input, channels_last, rounded to ``dtype``."""
     x = torch.randn(case.n, case.c, case.h, case.w)
@@ -107,6 +141,17 @@ def affine(channels: int) -> Tensor:
     return torch.stack((torch.randn(channels) + 0.5, 0.5 * torch.randn(channels)))
 
 
+def batch_norm(channels: int) -> list[Tensor | None]:
+    """(weight, bias, running mean, running variance), [C] each in fp32, for an epilogue."""
+    scale, shift = affine(channels)
+    return [scale, shift, torch.randn(channels), torch.rand(channels) + 0.5]
+
+
 def gate(n: int, channels: int) -> Tensor:
     """[N, C] in fp32, within (0, 1)."""
     return torch.rand(n, channels)
+
+
+def gradient_like(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> Tensor:
+    """A gradient, or a raw output, of this shape: dense channels_last, rounded to ``dtype``."""
+    return torch.randn(tuple(shape)).to(dtype).contiguous(memory_format=torch.channels_last)

@@ -1,5 +1,6 @@
 """What every test starts from: one seed, torch's default type, one CPU thread."""
 
+import os
 import random
 from collections.abc import Iterator
 
@@ -9,6 +10,10 @@ import torch
 
 
 def pytest_configure() -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from tests.t2 import interpreter
+
+        interpreter.install()
     # One: sums are split alike on every machine, and where other work shares the cores, two threads
     # that wait for each other at each small op made a 1 s test take 36.
     torch.set_num_threads(1)

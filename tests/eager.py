@@ -71,6 +71,40 @@ class Layer:
         return ACT[act](y)
 
 
+@dataclass
+class Norm:
+    """A batch norm: parameters and running statistics [C]."""
+
+    gamma: Tensor
+    beta: Tensor
+    mean: Tensor
+    var: Tensor
+    training: bool
+    eps: float = 1e-3
+
+    @staticmethod
+    def random(c: int, training: bool) -> Norm:
+        """Away from 0 and 1."""
+        return Norm(
+            torch.rand(c) + 0.5, 0.5 * torch.randn(c), torch.randn(c), torch.rand(c) + 0.5, training
+        )
+
+    def to(self, dtype: torch.dtype) -> Norm:
+        """For activations of ``dtype``: in fp32 or, for fp64, in fp64; fresh leaves."""
+        acc = torch.float64 if dtype == torch.float64 else torch.float32
+        v = [v.to(acc).detach().clone() for v in (self.gamma, self.beta, self.mean, self.var)]
+        return Norm(v[0].requires_grad_(), v[1].requires_grad_(), v[2], v[3], self.training)
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return F.batch_norm(
+            y, self.mean, self.var, self.gamma, self.beta, self.training, 0.0, self.eps
+        )
+
+    def normalised(self, y: Tensor) -> Tensor:
+        """xhat: before gamma and beta."""
+        return F.batch_norm(y, self.mean, self.var, None, None, self.training, 0.0, self.eps)
+
+
 def squeeze_excite(x: Tensor, mlp: list[Tensor], act: str = "silu") -> Tensor:
     """mlp: w_reduce, b_reduce, w_expand, b_expand."""
     w1, b1, w2, b2 = mlp

@@ -2,7 +2,8 @@
 
 Usage: python tests/run_tiers.py [TIER ...]     (no name: all of them)
 
-A tier fails if a test in it fails, or if no test in it ran: a tier all skipped has shown nothing.
+A tier fails if a test in it fails, if no test in it ran, or if none ran of a backend that it names:
+a tier all skipped has shown nothing.
 """
 
 import os
@@ -20,26 +21,48 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Tier:
-    """One pytest run. `may_be_empty` says which hardware's absence excuses that no test ran."""
+    """One pytest run. `may_be_empty` says which hardware's absence excuses that no test ran.
+
+    `backends` are those that tests/ops, which every tier but T0 may hold, runs on.
+    """
 
     name: str
-    folder: str
+    folders: tuple[str, ...]
+    backends: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     may_be_empty: str = ""
+    parallel: bool = False  # a process for each core, a file's tests in one of them
+
+    def environment(self) -> dict[str, str]:
+        """That of the pytest process."""
+        named = {"EFFNET_FAST_TEST_BACKENDS": ",".join(self.backends)} if self.backends else {}
+        return {**os.environ, **named, **self.env}
 
 
 TIERS = (
-    Tier("T0", "tests/t0"),
-    Tier("T1", "tests/t1"),
-)
+    Tier("T0", ("tests/t0",)),
+    Tier("T1", ("tests/t1", "tests/ops"), ("reference",), parallel=True),
+    Tier(
+        "T2", ("tests/t2", "tests/ops"), ("triton",), {"TRITON_INTERPRET": "1"}, parallel=True
+    ),
+    Tier("T3", ("tests/t3",)),
+    Tier(
+        "T4", ("tests/ops",), ("triton", "reference"), {"EFFNET_FAST_TEST_DEVICE": "cuda"},
+        may_be_empty="no GPU on this machine",
+    ),
+)  # fmt: skip
 
 
 @dataclass
 class Outcome:
-    """What one tier's tests did; `skips` counts the reasons, `trouble` says why the tier failed."""
+    """What one tier's tests did; `skips` counts the reasons, `trouble` says why the tier failed.
+
+    `ran` counts, by backend, the tests that ran and passed or failed.
+    """
 
     passed: int = 0
     failed: int = 0
+    ran: Counter[str] = field(default_factory=Counter)
     skips: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     trouble: str = ""
@@ -56,6 +79,9 @@ def read_junit(xml: Path) -> Outcome:
             outcome.skips[skipped.get("message") or "no reason given"] += 1
         else:
             outcome.passed += 1
+        if skipped is None:
+            named = case.iterfind("properties/property[@name='backend']")
+            outcome.ran.update(p.get("value", "") for p in named)
     return outcome
 
 
@@ -66,8 +92,10 @@ def judge(tier: Tier, outcome: Outcome, status: int) -> None:
         outcome.trouble = f"pytest ended with status {status}"
     elif outcome.failed:
         outcome.trouble = f"{outcome.failed} failed"
-    elif outcome.passed == 0 and not tier.may_be_empty:
-        outcome.trouble = "no test ran"
+    elif outcome.passed == 0:
+        outcome.trouble = "" if tier.may_be_empty else "no test ran"
+    elif missing := [b for b in tier.backends if not outcome.ran[b]]:
+        outcome.trouble = f"no test ran for backend {', '.join(missing)}"
 
 
 def run(tier: Tier) -> Outcome:
@@ -75,8 +103,10 @@ def run(tier: Tier) -> Outcome:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         xml = Path(scratch, "junit.xml")
-        command = [sys.executable, "-m", "pytest", tier.folder, f"--junit-xml={xml}"]
-        done = subprocess.run(command, cwd=ROOT, env={**os.environ, **tier.env}, check=False)
+        command = [sys.executable, "-m", "pytest", *tier.folders, f"--junit-xml={xml}"]
+        if tier.parallel:
+            command += ["-n", str(len(os.sched_getaffinity(0))), "--dist", "loadfile"]
+        done = subprocess.run(command, cwd=ROOT, env=tier.environment(), check=False)
         outcome = read_junit(xml) if xml.exists() else Outcome()
     outcome.seconds = time.monotonic() - start
     judge(tier, outcome, done.returncode)
@@ -92,7 +122,7 @@ def main(names: list[str]) -> int:
         return 2
     outcomes: list[tuple[Tier, Outcome]] = []
     for tier in [known[name] for name in names] or TIERS:
-        print(f"\n=== {tier.name}: {tier.folder}", flush=True)
+        print(f"\n=== {tier.name}: {' '.join(tier.folders)}", flush=True)
         outcomes.append((tier, run(tier)))
 
     print(f"\n{'tier':<6}{'passed':>8}{'failed':>8}{'skipped':>9}{'seconds':>9}")
@@ -103,6 +133,8 @@ def main(names: list[str]) -> int:
         counts = f"{outcome.passed:>8}{outcome.failed:>8}{outcome.skips.total():>9}"
         print(f"{tier.name:<6}{counts}{outcome.seconds:>9.1f}  {note}".rstrip())
     for tier, outcome in outcomes:
+        for backend, count in outcome.ran.items():
+            print(f"{tier.name} ran {count} on backend {backend}")
         for reason, count in outcome.skips.items():
             print(f"{tier.name} skipped {count}: {reason}")
     passed = sum(outcome.passed for _, outcome in outcomes)

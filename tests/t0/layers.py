@@ -9,7 +9,7 @@ from pathlib import Path
 # Low to high; a module imports from its own layer and those below. "" is the package itself, whose
 # __init__ gathers the public names.
 LAYERS = (
-    ("reference", "backends", "kernels", "_C"),
+    ("limits", "reference", "backends", "kernels", "_C"),
     ("ops",),
     ("modules",),
     ("architecture", "weights", "checkpoints", "preprocess", "profile"),
@@ -20,6 +20,8 @@ LAYERS = (
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 OUTSIDE = ("tests", "bench", "examples")  # they import effnet_fast, never the other way
 OPTIONAL = ("torchvision", "timm", "safetensors", "triton")  # imported only where they are needed
+WITH_TRITON = ("effnet_fast.kernels", "effnet_fast.ops.on_triton")  # these import it at once,
+WITHOUT_TRITON = ("effnet_fast.kernels.limits",)  # but for what anyone may ask of the kernels
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,13 @@ def layer_of(dotted: str) -> str:
     return name if name in HEIGHT else ""
 
 
+def brings_triton(dotted: str) -> bool:
+    def within(modules: tuple[str, ...]) -> bool:
+        return any(f"{dotted}.".startswith(f"{module}.") for module in modules)
+
+    return within(WITH_TRITON) and not within(WITHOUT_TRITON)
+
+
 def complaints_about(module: str, is_package: bool, source: str) -> Iterator[str]:
     """What is wrong with the imports of effnet_fast's module `module`, "" where nothing is."""
     own = module.split(".")[1] if "." in module else ""
@@ -88,6 +97,8 @@ def complaints_about(module: str, is_package: bool, source: str) -> Iterator[str
             target = layer_of(found.name)
             if HEIGHT[target] > HEIGHT[own]:
                 yield f"{where}: {target or 'the package itself'} is above {own}"
+            elif found.at_import and brings_triton(found.name) and not brings_triton(module):
+                yield f"{where} at module level, which imports triton"
         elif top in OPTIONAL and found.at_import:
             yield f"{where} at module level"
 

@@ -43,6 +43,16 @@ PLANTED = {
     "a test helper": ("ops", "from tests.error_rule import check", "outside the library"),
     "torchvision at module level": ("models", "import torchvision", "at module level"),
     "timm in an if": ("cli", "if True:\n    from timm import x", "at module level"),
+    "triton's kernels at module level": (
+        "ops.mbconv",
+        "from effnet_fast.kernels import depthwise",
+        "at module level",
+    ),
+    "triton's adapters at module level": (
+        "ops.library",
+        "from effnet_fast.ops import on_triton",
+        "at module level",
+    ),
     "torch in a kernel": ("kernels.depthwise", "import torch", "kernels import triton"),
     "torch in a launcher": (
         "kernels.depthwise",
@@ -78,6 +88,11 @@ ALLOWED = {
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch",
     ),
     "torchvision when asked for": ("stock", "def f():\n    import torchvision"),
+    "kernels in their adapters": (
+        "ops.on_triton.depthwise",
+        "from effnet_fast.kernels import depthwise",
+    ),
+    "kernels when asked for": ("cli", "def f():\n    from effnet_fast.kernels import tuning"),
     "the package from above": ("cli", "import effnet_fast as ef"),
 }
 

@@ -1,13 +1,15 @@
 """The gate itself: what makes a tier fail."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.run_tiers import Outcome, Tier, judge, main, read_junit
+from tests.run_tiers import ROOT, TIERS, Outcome, Tier, judge, main, read_junit
 
-TIER = Tier("TX", "tests/tx")
-NO_GPU = Tier("TX", "tests/tx", may_be_empty="no GPU")
+TIER = Tier("TX", ("tests/tx",))
+NO_GPU = Tier("TX", ("tests/tx",), ("triton",), may_be_empty="no GPU")
+BOTH = Tier("TX", ("tests/tx",), ("triton", "reference"))
 CASES = {
     "good": (TIER, Outcome(passed=3), 0, ""),
     "a failure": (TIER, Outcome(passed=3, failed=1), 1, "1 failed"),
@@ -15,6 +17,13 @@ CASES = {
     "nothing collected": (TIER, Outcome(), 5, "no test ran"),
     "excused": (NO_GPU, Outcome(), 5, ""),
     "excused, yet failing": (NO_GPU, Outcome(failed=2), 1, "2 failed"),
+    "both backends": (BOTH, Outcome(passed=3, ran=Counter(triton=1, reference=2)), 0, ""),
+    "a backend that no test ran for": (
+        BOTH,
+        Outcome(passed=3, ran=Counter(reference=3)),
+        0,
+        "no test ran for backend triton",
+    ),
     "pytest broke": (NO_GPU, Outcome(), 4, "pytest ended with status 4"),
     "pytest broke after good tests": (TIER, Outcome(passed=3), 3, "pytest ended with status 3"),
 }
@@ -32,12 +41,22 @@ def test_cases_are_counted_with_their_reasons(tmp_path: Path) -> None:
     xml.write_text(
         "<testsuites><testsuite><testcase/><testcase><failure/></testcase>"
         "<testcase><error/></testcase><testcase><skipped message='no GPU'/></testcase>"
-        "<testcase><skipped message='no GPU'/></testcase></testsuite></testsuites>"
+        "<testcase><properties><property name='backend' value='triton'/></properties>"
+        "<skipped message='no GPU'/></testcase>"
+        "<testcase><properties><property name='backend' value='reference'/></properties></testcase>"
+        "</testsuite></testsuites>"
     )
     outcome = read_junit(xml)
-    assert (outcome.passed, outcome.failed, dict(outcome.skips)) == (1, 2, {"no GPU": 2})
+    assert outcome.ran == Counter(reference=1)
+    assert (outcome.passed, outcome.failed, dict(outcome.skips)) == (2, 2, {"no GPU": 2})
 
 
 def test_an_unknown_tier_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["T0", "T99"]) == 2
     assert "no tier named T99; there are T0, T1" in capsys.readouterr().err
+
+
+def test_every_folder_of_a_tier_is_there_and_every_folder_is_in_one() -> None:
+    named = {folder for tier in TIERS for folder in tier.folders}
+    holding = {str(p.parent.relative_to(ROOT)) for p in ROOT.glob("tests/**/test_*.py")}
+    assert holding == named

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from effnet_fast import reference
 from effnet_fast.ops import library as op
@@ -22,6 +23,10 @@ def affine(c: int) -> Tensor:
     return torch.randn(2, c)
 
 
+def batch_norm(c: int) -> list[Tensor | None]:
+    return [torch.rand(c), None, torch.randn(c), torch.rand(c)]
+
+
 def se() -> tuple[Tensor, ...]:
     return torch.randn(R, C, 1, 1), torch.randn(R), torch.randn(C, R, 1, 1), torch.randn(C)
 
@@ -34,21 +39,21 @@ def calls() -> dict[str, list[tuple[Any, ...]]]:
     after = (torch.randn(4, C), affine(C), "silu")
     return {
         "conv2d": [
-            (fmap(C), dense, 2, PAD1, None, "identity", True),
-            (torch.randn(N, C, H, W), dense, 2, PAD1, affine(K), "silu", False),
+            (fmap(C), dense, 2, PAD1, [], 0.0, "identity", True),
+            (torch.randn(N, C, H, W), dense, 2, PAD1, batch_norm(K), 1e-3, "silu", False),
         ],
         "pointwise": [
-            (fmap(C), pw, affine(C), "silu", gate, None, "identity", None, True),
-            (fmap(C), pw, None, "identity", None, affine(K), "silu", fmap(K), False),
+            (fmap(C), pw, affine(C), "silu", gate, [], 0.0, "identity", None, True),
+            (fmap(C), pw, None, "identity", None, batch_norm(K), 1e-3, "silu", fmap(K), False),
         ],
-        "pointwise_pool": [(fmap(C), pw, affine(K), "silu")],
+        "pointwise_pool": [(fmap(C), pw, batch_norm(K), 1e-3, "silu")],
         "depthwise": [
-            (fmap(C), dw, 2, PAD1, affine(C), "silu", None, "identity", "stats"),
-            (fmap(C), dw, 1, [1, 1, 1, 1], None, "identity", affine(C), "relu6", "pool"),
-            (fmap(C), dw, 1, PAD0, None, "identity", None, "identity", "none"),
+            (fmap(C), dw, 2, PAD1, affine(C), "silu", [], 0.0, "identity", "stats"),
+            (fmap(C), dw, 1, [1, 1, 1, 1], None, "identity", batch_norm(C), 1e-3, "relu6", "pool"),
+            (fmap(C), dw, 1, PAD0, None, "identity", [], 0.0, "identity", "none"),
         ],
         "se_pool": [(fmap(C), affine(C), "silu"), (fmap(C), None, "identity")],
-        "se_gate": [(dpool, *se(), "silu")],
+        "se_gate": [(dpool[None], *se(), "silu", 1), (torch.randn(3, N, C), *se(), "relu", 20)],
         "bn_fold": [
             (torch.rand(C), torch.rand(C), torch.rand(C), torch.rand(C), 1e-3, torch.float32),
             (None, None, torch.rand(C).half(), torch.rand(C).half(), 1e-3, torch.float32),
@@ -121,7 +126,7 @@ def test_fake_strides(name: str) -> None:
     overload = getattr(torch.ops.effnet_fast, name).default
     for arguments in calls()[name]:
         real = overload(*arguments, "reference")
-        meta = [a.to("meta") if isinstance(a, Tensor) else a for a in arguments]
+        meta = tree_map(lambda a: a.to("meta") if isinstance(a, Tensor) else a, arguments)
         fake = overload(*meta, "reference")
         real, fake = (r if isinstance(r, tuple) else (r,) for r in (real, fake))
         for a, b in zip(real, fake, strict=True):

@@ -1,0 +1,56 @@
+"""The same tests on every backend and device: which of them, tests/cases.py reads from the
+environment, and tests/run_tiers.py sets it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cases import DEVICE, INTERPRETED, SIXTEEN_BIT
+
+HERE = Path(__file__).parent
+
+
+def is_left_out(item: pytest.Item) -> bool:
+    """A 16-bit case beyond those that the interpreter has time for."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    if not INTERPRETED or "case" not in params:
+        return False
+    half = params.get("dtype", torch.float32) != torch.float32
+    return half and params["case"].name not in SIXTEEN_BIT
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [item for item in items if item.path.is_relative_to(HERE) and is_left_out(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+    no_gpu = DEVICE == "cuda" and not torch.cuda.is_available()
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            # The deterministic mode is here for what it does to fresh memory.
+            item.add_marker(pytest.mark.filterwarnings("ignore:.*determinis"))
+            if no_gpu:
+                item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
+
+
+@pytest.fixture(autouse=True)
+def _backend_in_the_report(
+    request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
+) -> None:
+    """tests/run_tiers.py wants to know that every backend it named was tested."""
+    if "backend" in request.fixturenames:
+        record_property("backend", request.getfixturevalue("backend"))
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory_on_the_device() -> Iterator[None]:
+    """Tensors are made on the device under test, and fresh memory is NaN, so that what a kernel
+    leaves unwritten shows: torch fills every ``torch.empty`` in its deterministic mode."""
+    before = torch.get_deterministic_debug_mode()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with torch.device(DEVICE):
+            yield
+    finally:
+        torch.set_deterministic_debug_mode(before)
