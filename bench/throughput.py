@@ -169,8 +169,12 @@ def measure(
         )
 
 
-def ceilings(device: torch.device, dtype: torch.dtype, writer: Writer) -> None:
-    """Copy bandwidth and matrix rate, in the run whose figures are held against them."""
+def ceilings(device: torch.device, dtype: torch.dtype, writer: Writer) -> float:
+    """Copy bandwidth and matrix rate, in the run whose figures are held against them.
+
+    Returns the bandwidth, in TB/s.
+    """
+    rates = {}
     big = device.type == "cuda"
     source = torch.empty(2**30 if big else 2**26, dtype=torch.uint8, device=device).fill_(1)
     target, n = torch.empty_like(source), 8192 if big else 1024
@@ -183,8 +187,9 @@ def ceilings(device: torch.device, dtype: torch.dtype, writer: Writer) -> None:
         ms = percentiles(times)
         name = str(dtype).removeprefix("torch.") if op == "matmul" else "uint8"
         writer.add(Record(op, "torch", "ceiling", op, shape, name, ms, "passed", moved, flops))
-        rate = (moved or flops or 0) / ms["p50"] / 1e9
-        print(f"{op:<17}{rate:>10.3f} {'TB/s' if op == 'copy' else 'Tflop/s'}", flush=True)
+        rates[op] = (moved or flops or 0) / ms["p50"] / 1e9
+        print(f"{op:<17}{rates[op]:>10.3f} {'TB/s' if op == 'copy' else 'Tflop/s'}", flush=True)
+    return rates["copy"]
 
 
 def providers_here(name: str) -> list[str]:

@@ -1,0 +1,233 @@
+"""Machine code of NVIDIA GPUs as cuobjdump prints it: instructions, blocks, loops, paths."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+(.*?)\s*;")
+PREDICATE = re.compile(r"^@!?U?P\w+\s+")
+ADDRESS = re.compile(r"`\([^)]*\)|0x([0-9a-f]+)")
+
+
+def find_nvcc() -> str | None:
+    """nvcc of CUDA_HOME or PATH."""
+    home = os.environ.get("CUDA_HOME")
+    return (shutil.which("nvcc", path=f"{home}/bin") if home else None) or shutil.which("nvcc")
+
+
+def cuobjdump() -> str | None:
+    """In PATH, beside nvcc, or in Triton's package; None if nowhere."""
+    if (found := shutil.which("cuobjdump")) is not None:
+        return found
+    beside = [Path(nvcc).resolve().parent] if (nvcc := find_nvcc()) else []
+    triton = find_spec("triton")  # not imported: only its folder is wanted
+    if triton is not None and triton.origin is not None:
+        beside.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
+    return next((str(p / "cuobjdump") for p in beside if (p / "cuobjdump").exists()), None)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction: where it is, its opcode with modifiers, its text without the predicate."""
+
+    address: int
+    text: str
+    predicated: bool
+
+    @property
+    def opcode(self) -> str:
+        """Such as ``LDS.64``."""
+        return self.text.split()[0]
+
+    @property
+    def target(self) -> int | None:
+        """Of a branch, or of BSSY."""
+        found = [a for a in ADDRESS.findall(self.text) if a]
+        return int(found[-1], 16) if found else None
+
+
+@dataclass
+class Loop:
+    """A natural loop: its header and all of its blocks, by number."""
+
+    program: Program
+    header: int
+    blocks: frozenset[int]
+
+    def instructions(self) -> Iterator[Instruction]:
+        """Of all blocks."""
+        for block in sorted(self.blocks):
+            yield from self.program.blocks[block]
+
+    def count(self, pattern: re.Pattern[str]) -> int:
+        """Instructions whose opcode matches."""
+        return sum(bool(pattern.search(i.opcode)) for i in self.instructions())
+
+    def has(self, pattern: re.Pattern[str]) -> bool:
+        """Whether any instruction matches."""
+        return any(pattern.search(i.opcode) for i in self.instructions())
+
+    def steady_path(
+        self, work: re.Pattern[str], avoid: re.Pattern[str], rare: re.Pattern[str], share: float
+    ) -> list[tuple[Instruction, float]]:
+        """The way from the header back to it that does most ``work`` with fewest instructions.
+
+        It enters no block that has ``avoid``. A block that has ``rare`` is entered once in
+        1 / ``share`` times: its instructions come with that weight, the others with 1.
+        """
+        program = self.program
+        weights, scores = {}, {}
+        for b in self.blocks:
+            opcodes = [i.opcode for i in program.blocks[b]]
+            if any(map(avoid.search, opcodes)):
+                continue
+            weights[b] = share if any(map(rare.search, opcodes)) else 1.0
+            done = sum(bool(work.search(opcode)) for opcode in opcodes)
+            scores[b] = (weights[b] * done, -weights[b] * len(opcodes))
+        on_the_way: set[int] = set()
+
+        @cache
+        def best(block: int) -> tuple[tuple[float, float], tuple[int, ...]] | None:
+            """(score, blocks) from ``block`` to the header; None if there is no way."""
+            if block not in weights or block in on_the_way:
+                return None
+            on_the_way.add(block)
+            found: tuple[tuple[float, float], tuple[int, ...]] | None = None
+            for successor in program.successors[block]:
+                rest = ((0.0, 0.0), ()) if successor == self.header else best(successor)
+                if rest is not None and (found is None or rest[0] > found[0]):
+                    found = rest
+            on_the_way.discard(block)
+            if found is None:
+                return None
+            (done, length), own = found[0], scores[block]
+            return (done + own[0], length + own[1]), (block, *found[1])
+
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(max(limit, 10 * len(self.blocks) + 1000))
+        try:
+            result = best(self.header)
+        finally:
+            sys.setrecursionlimit(limit)
+        if result is None:
+            raise ValueError(f"{program.name}: no path through the loop avoids {avoid.pattern}")
+        return [(i, weights[block]) for block in result[1] for i in program.blocks[block]]
+
+
+class Program:
+    """One kernel's code, in basic blocks."""
+
+    def __init__(self, name: str, code: list[Instruction]) -> None:
+        self.name = name
+        starts = {code[0].address}
+        for here, following in pairwise(code):
+            if here.opcode.split(".")[0] in ("BRA", "BSSY", "BSYNC", "EXIT", "RET", "JMP", "BRX"):
+                starts.add(following.address)
+                if here.target is not None:
+                    starts.add(here.target)
+        self.blocks: list[list[Instruction]] = []
+        for i in code:
+            if i.address in starts:
+                self.blocks.append([])
+            self.blocks[-1].append(i)
+        self.number = {block[0].address: n for n, block in enumerate(self.blocks)}
+        reconverge = self._reconvergence(code)
+        self.successors = [self._after(n, reconverge) for n in range(len(self.blocks))]
+
+    @staticmethod
+    def _reconvergence(code: list[Instruction]) -> dict[int, int]:
+        """BSYNC's address -> where its threads go on: the target of the BSSY of its register."""
+        open_: dict[str, int] = {}
+        found = {}
+        for i in code:
+            if i.opcode.startswith("BSSY") and i.target is not None:
+                open_[i.text.split()[1].rstrip(",")] = i.target
+            elif i.opcode.startswith("BSYNC"):
+                register = i.text.split()[-1]
+                if register in open_:
+                    found[i.address] = open_[register]
+        return found
+
+    def _after(self, n: int, reconverge: dict[int, int]) -> list[int]:
+        last = self.blocks[n][-1]
+        name = last.opcode.split(".")[0]
+        following = [n + 1] if n + 1 < len(self.blocks) else []
+        if name in ("BRA", "JMP"):
+            taken = [self.number[last.target]] if last.target in self.number else []
+            # `BRA P0, target` and `@P0 BRA target` are conditional, as is a uniform branch.
+            conditional = last.predicated or bool(re.search(r"\bU?P\d", last.text))
+            conditional = conditional or ".DIV" in last.opcode
+            return taken + (following if conditional else [])
+        if name in ("EXIT", "RET"):
+            return following if last.predicated else []
+        if name == "BSYNC" and last.address in reconverge:
+            return [self.number[reconverge[last.address]]]
+        return following
+
+    def _dominators(self) -> list[set[int]]:
+        every = set(range(len(self.blocks)))
+        before: list[list[int]] = [[] for _ in self.blocks]
+        for n, successors in enumerate(self.successors):
+            for s in successors:
+                before[s].append(n)
+        dominators = [every if n else {0} for n in range(len(self.blocks))]
+        changed = True
+        while changed:
+            changed = False
+            for n in range(1, len(self.blocks)):
+                known = [dominators[b] for b in before[n]]
+                new = {n} | (set.intersection(*known) if known else set())
+                if new != dominators[n]:
+                    dominators[n], changed = new, True
+        self.before = before
+        return dominators
+
+    def loops(self) -> list[Loop]:
+        """Natural loops; those of one header are one."""
+        dominators = self._dominators()
+        bodies: dict[int, set[int]] = {}
+        for latch, successors in enumerate(self.successors):
+            for header in successors:
+                if header not in dominators[latch] or not dominators[latch]:
+                    continue
+                body = bodies.setdefault(header, {header})
+                waiting = [latch]
+                while waiting:
+                    block = waiting.pop()
+                    if block not in body:
+                        body.add(block)
+                        waiting += self.before[block]
+        return [Loop(self, header, frozenset(body)) for header, body in bodies.items()]
+
+
+def _readable(names: list[str]) -> list[str]:
+    done = subprocess.run(
+        ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()
+
+
+def programs(cubin: Path) -> Iterator[Program]:
+    """Every kernel in a cubin."""
+    tool = cuobjdump()
+    if tool is None:
+        raise FileNotFoundError("cuobjdump")
+    said = subprocess.run([tool, "-sass", str(cubin)], capture_output=True, text=True, check=True)
+    parts = re.split(r"\n\s*Function : (\S+)", said.stdout)
+    for name, text in zip(_readable(parts[1::2]), parts[2::2], strict=True):
+        code = []
+        for address, line in INSTRUCTION.findall(text):
+            bare = PREDICATE.sub("", line)
+            code.append(Instruction(int(address, 16), bare, bare != line))
+        if code:
+            yield Program(name, code)
