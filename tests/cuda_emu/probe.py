@@ -89,6 +89,7 @@ class Prober:
 
     def __init__(self, *, sanitize: bool = False) -> None:
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        env.pop("TRITON_INTERPRET", None)  # the cases as they are, not thinned for the interpreter
         if sanitize:
             libraries = [
                 subprocess.run(
