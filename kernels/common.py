@@ -63,9 +63,10 @@ def activate_and_slope(u, ACT: tl.constexpr, TYPE: tl.constexpr):
         return u, tl.full(u.shape, 1.0, tl.float32)
 
 
-def vector(*strides: int) -> int:
-    """The VECTOR of kernels that walk these: 8 channels, 16 bytes of a 16-bit type, or single."""
-    return 1 if any(stride % 8 for stride in strides) else 8
+def vector(*strides: int, most: int = 8) -> int:
+    """The VECTOR of kernels that walk these: ``most`` channels (8 are 16 bytes of a 16-bit type) if
+    all strides divide by it, or single ones."""
+    return 1 if any(stride % most for stride in strides) else most
 
 
 @triton.jit
@@ -105,6 +106,24 @@ def pixel_rows(p, first, H, W, stride_n, stride_h, stride_w, DENSE: tl.constexpr
     else:
         o_pixel = first + tl.arange(0, B)
         return p + pixel_offsets(o_pixel, H, W, stride_n, stride_h, stride_w, False)
+
+
+@triton.jit
+def operand(
+    p_rows, m_r, p_affine, p_gate, o_c, m_c, C, ACT: tl.constexpr, TYPE: tl.constexpr
+):  # fmt: skip
+    """A product's left operand, gate * act(affine(x)): [rows, columns of ``o_c``]."""
+    b_x = tl.load(p_rows[:, None] + o_c[None, :], mask=m_r[:, None] & m_c[None, :], other=0.0)
+    if p_affine is not None or p_gate is not None:
+        b_u = b_x.to(tl.float32)
+        if p_affine is not None:
+            b_scale = tl.load(p_affine + o_c, mask=m_c, other=0.0)
+            b_shift = tl.load(p_affine + C + o_c, mask=m_c, other=0.0)
+            b_u = activate(b_u * b_scale[None, :] + b_shift[None, :], ACT, TYPE)
+        if p_gate is not None:
+            b_u *= tl.load(p_gate + o_c, mask=m_c, other=0.0)[None, :]
+        b_x = b_u.to(TYPE)
+    return b_x
 
 
 @triton.jit

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from . import tuning
-from .common import activate, fold_batch_norm, multiple
+from .common import activate, fold_batch_norm, multiple, vector
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -303,9 +303,6 @@ def launch_depthwise(
     """
     n, c, h, w = x.shape
     p, q = y.shape[2:]
-    vector = 16 // x.element_size()
-    if any(size % vector for size in (c, *strides)):
-        vector = 1
     unrolled = (kernel, stride) in UNROLLED
     bn_weight, bn_bias, bn_mean, bn_var = bn or (None, None, None, None)
     along = programs(n, p, moments is not None)
@@ -314,9 +311,10 @@ def launch_depthwise(
         x, taps, in_affine, bn_weight, bn_bias, bn_mean, bn_var, y, pool, moments, counts,
         n, c, h, w, p, q, top, left, eps, *strides, kernel, stride,
         strips_per_program(n, p, moments is not None), 0, IN_ACT=in_act, OUT_ACT=out_act,
-        K=kernel if unrolled else 0, S=stride if unrolled else 0, VECTOR=vector,
-        ROWS=STRIP_ROWS, COLUMNS=config.columns,
-        BLOCK_W=config.block_w, BLOCK_C=config.block_c, num_warps=config.num_warps,
+        K=kernel if unrolled else 0, S=stride if unrolled else 0,
+        VECTOR=vector(c, *strides, most=16 // x.element_size()),
+        ROWS=STRIP_ROWS, COLUMNS=config.columns, BLOCK_W=config.block_w, BLOCK_C=config.block_c,
+        num_warps=config.num_warps,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from . import tuning
-from .common import activate, activate_and_slope, multiple
+from .common import activate, activate_and_slope, multiple, vector
 from .depthwise import UNROLLED, block_channels
 
 if TYPE_CHECKING:
@@ -395,12 +395,12 @@ def default_config(k: int, stride: int, c: int, h: int, w: int) -> Config:
     [h, w] is too small.
     """
     if (k, stride) in UNROLLED:
-        vector, items = 4 if k == 3 else 2, triton.cdiv(w + 1, PATCH_COLUMNS)
+        channels, items = 4 if k == 3 else 2, triton.cdiv(w + 1, PATCH_COLUMNS)
     else:
-        vector, items = 8, h * w
+        channels, items = 8, h * w
     items = triton.next_power_of_2(items)
     block_c = block_channels(c, 32 if items >= 8 else 64)
-    lanes = max(block_c // vector, 1)
+    lanes = max(block_c // channels, 1)
     block_w = max(min(items, 128 // lanes), 32 // lanes, 1)
     return Config(block_w, block_c, min(max(block_w * lanes // 32, 1), 4))
 
@@ -446,9 +446,6 @@ def launch_depthwise_bwd(
     """
     n, c, h, w = x.shape
     p, q = y.shape[2:]
-    vector = 16 // x.element_size()
-    if any(size % vector for size in (c, *strides)):
-        vector = 1
     along, each = walk(n, c, h, w, top, kernel, stride, config)
     grid = (along * triton.cdiv(c, config.block_c),)
     arguments = (
@@ -457,7 +454,8 @@ def launch_depthwise_bwd(
         n, c, h, w, p, q, top, left, *strides, each,
     )  # fmt: skip
     block: dict[str, Any] = {
-        "Y_ACT": epilogue.act, "IN_ACT": in_act, "VECTOR": vector,
+        "Y_ACT": epilogue.act, "IN_ACT": in_act,
+        "VECTOR": vector(c, *strides, most=16 // x.element_size()),
         "BLOCK_W": config.block_w, "BLOCK_C": config.block_c, "num_warps": config.num_warps,
     }  # fmt: skip
     if (kernel, stride) in UNROLLED:

@@ -1,10 +1,10 @@
-"""What the backward products rebuild on load: the gradient of a raw output, the operand, and the
-five sums of squeeze-and-excitation's backward."""
+"""What the backward products rebuild on load: the gradient of a raw output, and the five sums of
+squeeze-and-excitation's backward."""
 
 import triton
 import triton.language as tl
 
-from .common import activate, activate_and_slope, pixel_rows
+from .common import activate_and_slope, pixel_rows
 
 
 @triton.jit
@@ -43,24 +43,6 @@ def rebuilt_gradient(
     b_c = tl.load(p_coef + 3 * K + o_k, mask=m_k, other=0.0)
     b_dy = b_a[None, :] * b_h + (b_b[None, :] * (b_y - b_mean[None, :]) + b_c[None, :])
     return tl.where(m, b_dy, 0.0)
-
-
-@triton.jit
-def operand(
-    p_rows, m_r, p_affine, p_gate, o_c, m_c, C, ACT: tl.constexpr, TYPE: tl.constexpr
-):  # fmt: skip
-    """The product's left operand as the forward pass formed it: [rows, columns of ``o_c``]."""
-    b_x = tl.load(p_rows[:, None] + o_c[None, :], mask=m_r[:, None] & m_c[None, :], other=0.0)
-    if p_affine is not None or p_gate is not None:
-        b_u = b_x.to(tl.float32)
-        if p_affine is not None:
-            b_scale = tl.load(p_affine + o_c, mask=m_c, other=0.0)
-            b_shift = tl.load(p_affine + C + o_c, mask=m_c, other=0.0)
-            b_u = activate(b_u * b_scale[None, :] + b_shift[None, :], ACT, TYPE)
-        if p_gate is not None:
-            b_u *= tl.load(p_gate + o_c, mask=m_c, other=0.0)[None, :]
-        b_x = b_u.to(TYPE)
-    return b_x
 
 
 @triton.jit

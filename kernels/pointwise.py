@@ -12,7 +12,15 @@ import triton
 import triton.language as tl
 
 from . import tuning
-from .common import activate, fold_batch_norm, merge_moments, multiple, pixel_rows, vector
+from .common import (
+    activate,
+    fold_batch_norm,
+    merge_moments,
+    multiple,
+    operand,
+    pixel_rows,
+    vector,
+)
 
 #: Programs that a launch aims at: eight for each of an H100's 132 SMs.
 PROGRAMS = 1056
@@ -86,17 +94,7 @@ def product_tile(
     for i_c in range(0, C, BLOCK_C):
         o_c = i_c + tl.arange(0, BLOCK_C)
         m_c = o_c < C
-        m_x = m_r[:, None] & m_c[None, :]
-        b_x = tl.load(p_rows[:, None] + o_c[None, :], mask=m_x, other=0.0)  # [BLOCK_M, BLOCK_C]
-        if p_affine is not None or p_gate is not None:
-            b_u = b_x.to(tl.float32)
-            if p_affine is not None:
-                b_scale = tl.load(p_affine + o_c, mask=m_c, other=0.0)
-                b_shift = tl.load(p_affine + C + o_c, mask=m_c, other=0.0)
-                b_u = activate(b_u * b_scale[None, :] + b_shift[None, :], IN_ACT, TYPE)
-            if p_gate is not None:
-                b_u *= tl.load(p_gate + o_c, mask=m_c, other=0.0)[None, :]
-            b_x = b_u.to(TYPE)
+        b_x = operand(p_rows, m_r, p_affine, p_gate, o_c, m_c, C, IN_ACT, TYPE)
         m_w = m_c[:, None] & m_k[None, :]
         b_w = tl.load(p_w + o_k[None, :] * C + o_c[:, None], mask=m_w, other=0.0)
         b_acc = tl.dot(b_x, b_w, b_acc, input_precision=PRECISION)

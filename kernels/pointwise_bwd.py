@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 
 from . import tuning
-from .common import multiple, pixel_rows, vector
-from .gradient import add_five_sums, operand, rebuilt_gradient
+from .common import multiple, operand, pixel_rows, vector
+from .gradient import add_five_sums, rebuilt_gradient
 from .limits import ONE_KERNEL_WEIGHTS
 from .pointwise import Config
 

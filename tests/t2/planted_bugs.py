@@ -170,7 +170,7 @@ BUGS = [
         ").to(tl.float32) * 1.0",
     ),
     Job(
-        "the weight gradient's operand lacks the gate", PROJECT_BWD, "gradient.py",
+        "a product's operand lacks the gate", PROJECT_BWD, "common.py",
         "b_u *= tl.load(p_gate + o_c, mask=m_c, other=0.0)[None, :]",
         "b_u *= 1.0",
     ),
