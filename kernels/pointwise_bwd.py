@@ -66,7 +66,8 @@ def default_config(
     if kind == "both":
         k, c = _block(outputs, ONE_KERNEL_WEIGHTS), _block(channels, ONE_KERNEL_WEIGHTS)
         if sums:
-            return Config(_block(rows, 32 if c <= 128 and wide else 16), k, c, 8, 2)
+            tall = max(32, 2048 // c) if c <= 128 and wide else 16  # 8 channels to a thread or more
+            return Config(_block(rows, tall), k, c, 8, 2)
         m = _block(rows, 64 if max(k, c) <= 128 and wide else 32)
         return Config(m, k, c, 8 if k * c > 4096 else 4, 2)
     if kind == "wgrad":

@@ -133,11 +133,12 @@ def gate_class(N: int, C: int, R: int, dtype: str) -> str:
 def default_gate_config(C: int, R: int, bits: int) -> GateConfig:
     """Gate channels few, for many programs; ``bits`` of a weight, of which a block has 4 or 8 KiB.
 
-    Eight warps: the operands of three products take a thread of four 255 registers, and spill.
+    Eight warps: the operands of three products take a thread of four 255 registers, and spill; so
+    do tiles of 16 channels, which Triton lays out by way of local memory.
     """
     block_r = min(max(triton.next_power_of_2(R), 16), 64)
-    block_k = min(max(triton.next_power_of_2(C), 16), 64 if bits == 16 else 32)
-    return GateConfig(block_k, block_r, min(max(triton.next_power_of_2(C), 16), 64), 8, 3)
+    block_k = min(max(triton.next_power_of_2(C), 32), 64 if bits == 16 else 32)
+    return GateConfig(block_k, block_r, min(max(triton.next_power_of_2(C), 32), 64), 8, 3)
 
 
 def gate_candidates(default: GateConfig, _key: str) -> list[GateConfig]:

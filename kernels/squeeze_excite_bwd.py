@@ -36,7 +36,8 @@ def default_gate_bwd_config(C: int, R: int) -> GateBwdConfig:
     """Hidden channels by 16 or 32, so that B0's 4 to 48 give several programs an image block."""
     block_k = min(max(triton.next_power_of_2(C), 16), 64)
     block_r = min(max(triton.next_power_of_2(R), 16), 32)
-    return GateBwdConfig(block_k, 16, min(block_k, 32), block_r, 4, 3)
+    # 16 bytes a thread of a tile of 16 x 16 too.
+    return GateBwdConfig(block_k, 16, min(block_k, 32), block_r, 4 if block_k > 16 else 2, 3)
 
 
 def gate_bwd_candidates(default: GateBwdConfig, _key: str) -> list[GateBwdConfig]:
