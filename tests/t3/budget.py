@@ -9,21 +9,35 @@ MOST_REGISTERS = 255
 
 
 class Allowance(NamedTuple):
-    """``most`` spill instructions (LDL + STL) of ``kernel`` on sm_``architectures``."""
+    """``most`` spill instructions (LDL + STL) of ``kernel`` on ``architectures`` for ``types``."""
 
     kernel: str
     architectures: tuple[int, ...]
+    types: tuple[str, ...]
     most: int
     reason: str
 
 
+HALF = ("bf16", "fp16")
 SPILLS: tuple[Allowance, ...] = (
     Allowance(
-        "depthwise_bwd_kernel", (80, 90, 100), 32,
-        "k 3, stride 1: 36 products of 4 channels at once; 27 in fp32, 11 in bf16 off sm_90",
+        "depthwise_bwd_kernel", (80, 90, 100), ("fp32",), 32,
+        "k 3, stride 1: 36 products of 4 channels at once",
     ),
-    Allowance("pointwise_both_kernel", (80, 100), 8, "a weight gradient of 64 x 256: 6"),
-    Allowance("pointwise_fwd_kernel", (90,), 2, "fp32 without tensor cores"),
+    Allowance("depthwise_bwd_kernel", (80, 100), HALF, 16, "the same in 16 bits: 11"),
+    Allowance("depthwise_fwd_kernel", (90,), ("fp32",), 12, "a patch's 16-byte vectors: 2 to 9"),
+    Allowance("depthwise_fwd_kernel", (100,), HALF, 52, "k 5 with a prologue: 10, at stride 2 49"),
+    Allowance("pointwise_both_kernel", (80, 100), HALF, 8, "a weight gradient of 64 x 256: 6"),
+    Allowance("pointwise_fwd_kernel", (90,), ("fp32",), 4, "without tensor cores: 2 and 4"),
+    Allowance("pointwise_fwd_kernel", (80,), HALF, 6, "a prologue with statistics: 2 and 6"),
+    Allowance("pointwise_fwd_kernel", (100,), HALF, 16, "the same with a gate, 32 outputs"),
+    Allowance("pointwise_dgrad_kernel", (90,), ("fp32",), 2, "16 channels"),
+    Allowance("pointwise_dgrad_kernel", (100,), HALF, 6, "one of B0's"),
+    Allowance("se_hidden_bwd_kernel", (100,), ("fp32",), 2, "16 hidden channels of 64"),
+    Allowance(
+        "conv2d_kernel", (100,), HALF, 112,
+        "stems of 64 channels: a thread has a pixel's sums of all of them at once; 84 to 112",
+    ),
 )  # fmt: skip
 
 
@@ -38,7 +52,11 @@ NARROW: dict[str, str] = {
 }
 
 
-def spills_allowed(kernel: str, architecture: int) -> int:
-    """The most that any entry allows; 0 without one."""
-    entries = [a for a in SPILLS if a.kernel == kernel and architecture in a.architectures]
+def spills_allowed(kernel: str, architecture: int, storage: str) -> int:
+    """The most that any entry allows a kernel on maps of ``storage``; 0 without one."""
+    entries = [
+        a
+        for a in SPILLS
+        if a.kernel == kernel and architecture in a.architectures and storage in a.types
+    ]
     return max((a.most for a in entries), default=0)

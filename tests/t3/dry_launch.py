@@ -44,6 +44,12 @@ class Specialisation(NamedTuple):
     def function(self) -> Any:
         return getattr(importlib.import_module(self.module), self.kernel)
 
+    @property
+    def storage(self) -> str:
+        """The type of its maps: a 16-bit one where any argument has one."""
+        types = {str(t).removeprefix("*") for t in self.signature.values() if "*" in str(t)}
+        return " ".join(sorted(types & {"bf16", "fp16"})) or "fp32"
+
     def __str__(self) -> str:
         names = list(self.signature)
         constants = {
@@ -51,10 +57,8 @@ class Specialisation(NamedTuple):
             for path, value in self.constants.items()
             if len(path) == 1 and value is not None
         }
-        types = {str(t).removeprefix("*") for t in self.signature.values() if "*" in str(t)}
-        low = " ".join(sorted(types & {"bf16", "fp16"})) or "fp32"
         shown = " ".join(f"{k}={v}" for k, v in constants.items())
-        return f"{self.kernel}[{low} {shown} warps={self.options['num_warps']}]"
+        return f"{self.kernel}[{self.storage} {shown} warps={self.options['num_warps']}]"
 
 
 class FakeCuda(DriverBase):  # type: ignore[misc]

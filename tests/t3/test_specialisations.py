@@ -36,7 +36,7 @@ def complaints(specialisation: Specialisation, found: Resources | str, architect
     if isinstance(found, str):
         return found
     wrong = []
-    allowed = budget.spills_allowed(specialisation.kernel, architecture)
+    allowed = budget.spills_allowed(specialisation.kernel, architecture, specialisation.storage)
     if found.spills > allowed or (found.local and not allowed):
         wrong.append(f"{found.spills} spill instructions, allowed {allowed}")
     if found.registers > budget.MOST_REGISTERS:
