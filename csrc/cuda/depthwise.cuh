@@ -7,6 +7,7 @@
 // small maps, images. Rows stream down H.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "cuda/async_copy.cuh"
@@ -56,6 +57,7 @@ struct TileLimits {
     int slots;         // 16-byte vectors per thread and row of the ring
     int threads;       // per block, at most
     int resident;      // blocks per multiprocessor
+    int images;        // per block, at most
     int max_rows;      // output rows per item
     int pixel_bytes;   // of shared memory per pixel of a row of the ring
     int shared_bytes;  // for those
@@ -84,7 +86,8 @@ inline Tile make_tile(const TileLimits& limits, int n, int c, int rows, int colu
     // Several small images per block, once there are blocks enough for every multiprocessor.
     const int wanted = limits.resident * multiprocessors();
     tile.images = 1;
-    while (tile.column_tiles == 1 && tile.images < n && fits(tile.groups, tile.images + 1) &&
+    const int most = n < limits.images ? n : limits.images;
+    while (tile.column_tiles == 1 && tile.images < most && fits(tile.groups, tile.images + 1) &&
            int64_t(ceil_div(n, tile.images + 1)) * tile.channel_blocks >= wanted) {
         tile.images++;
     }
@@ -225,12 +228,21 @@ struct RowLoader {
     }
 };
 
+// What a RowLoader's offsets, four elements' bytes at most each, must stay below.
+constexpr int64_t kReach = int64_t(1) << 30;
+
+// The most images of a map that a block may share, so that their offsets fit 32 bits: at least one,
+// whose offset is 0.
+inline int images_in_reach(const Map& map) {
+    const int64_t stride = map.n_stride < 0 ? -map.n_stride : map.n_stride;
+    const int64_t most = stride == 0 ? kReach : (kReach - 1) / (4 * stride);
+    return most < 1 ? 1 : int(most);
+}
+
 // Whether a RowLoader's steps from row to row, and its offsets within one, fit 32 bits.
 inline bool offsets_fit(const Map& map, const Tile& tile) {
     const auto size = [](int64_t v) { return v < 0 ? -v : v; };
-    const int64_t limit = int64_t(1) << 30;
-    return 4 * size(map.h_stride) < 2 * limit && 4 * tile.columns_in * size(map.w_stride) < limit &&
-           (tile.images == 1 || 4 * tile.images * size(map.n_stride) < limit);
+    return 4 * size(map.h_stride) < 2 * kReach && 4 * tile.columns_in * size(map.w_stride) < kReach;
 }
 
 // Whether sizes are positive and every output row begins above x's last row and ends in x or below

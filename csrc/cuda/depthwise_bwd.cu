@@ -400,7 +400,8 @@ struct Layout {
     static constexpr int kParameterBytes = kChannelRows * kLineVectors * kVector<T> * 4;
     static constexpr int kImageBytes = 2 * kLineVectors * kVector<T> * 4;
 
-    static Tile tile(const DepthwiseShape& s, BwdParams* p) {
+    static Tile tile(const DepthwiseBwdArgs& args, BwdParams* p) {
+        const DepthwiseShape& s = args.shape;
         p->u0 = s.pad_top / S, p->v0 = s.pad_left / S;
         p->u1 = (s.h - 1 + s.pad_top) / S;
         TileLimits limits = {};
@@ -408,6 +409,9 @@ struct Layout {
         limits.columns_in = U::kPositions, limits.halo = U::kWindow - 1;
         limits.slots = U::kSlots, limits.threads = U::kThreads, limits.resident = kResident;
         limits.max_rows = kMaxItemRows;
+        limits.images = std::min({images_in_reach(args.x),
+                                  images_in_reach(dense_map(args.y, s.p, s.q, s.c)),
+                                  images_in_reach(dense_map(args.dx, s.h, s.w, s.c))});
         limits.pixel_bytes = kPixelBytes + kImageBytes / 4;
         limits.shared_bytes = kMaxSharedBytes - kParameterBytes - kImageBytes;
         return make_tile(limits, s.n, s.c, p->u1 - p->u0 + 1,
@@ -429,7 +433,7 @@ template <class T, int K, int S>
 cudaError_t launch_depthwise_bwd(BwdParams& p, cudaStream_t stream) {
     using L = Layout<T, K, S>;
     const DepthwiseShape& s = p.op.shape;
-    const Tile& tile = p.tile = L::tile(s, &p);
+    const Tile& tile = p.tile = L::tile(p.op, &p);
     const Map y = dense_map(p.op.y, s.p, s.q, s.c), dx = dense_map(p.op.dx, s.h, s.w, s.c);
     if (!offsets_fit(p.op.x, tile) || !offsets_fit(y, tile) || !offsets_fit(dx, tile)) {
         return cudaErrorInvalidValue;
@@ -460,7 +464,7 @@ size_t depthwise_bwd_workspace(const DepthwiseBwdArgs& args) {
     dispatch(args.shape, [&](auto* type, auto kernel, auto stride) {
         using T = std::remove_pointer_t<decltype(type)>;
         BwdParams p = {};
-        const Tile tile = Layout<T, kernel.value, stride.value>::tile(args.shape, &p);
+        const Tile tile = Layout<T, kernel.value, stride.value>::tile(args, &p);
         bytes = size_t(kernel.value * kernel.value + kSums) * args.shape.c * tile.parts * 4;
         return cudaSuccess;
     });

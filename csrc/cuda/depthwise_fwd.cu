@@ -313,13 +313,16 @@ bool supported(const DepthwiseArgs& args) {
 
 // The same for <op>_workspace and <op>.
 template <class T, int K, int S, bool kGeneral>
-Tile tile_of(const DepthwiseShape& s) {
+Tile tile_of(const DepthwiseArgs& args) {
     using U = FwdUnroll<T, K, S, kGeneral>;
+    const DepthwiseShape& s = args.shape;
     TileLimits limits = {};
     limits.vector = kVector<T>, limits.lanes = U::kLanes;
     limits.columns = kCols, limits.columns_in = kCols * S, limits.halo = K - S;
     limits.slots = U::kSlots, limits.threads = U::kThreads, limits.resident = kFwdResident;
     limits.max_rows = kMaxFwdRows;
+    limits.images = std::min(images_in_reach(args.x),
+                             images_in_reach(dense_map(args.y, s.p, s.q, s.c)));
     limits.pixel_bytes = U::kPixelBytes;
     const int cells = kMaxFwdRows / kPoolRows * U::kLanes;  // per thread
     limits.shared_bytes =
@@ -332,7 +335,7 @@ template <class T, int K, int S, bool kGeneral>
 cudaError_t launch_depthwise_fwd(FwdParams& p, cudaStream_t stream) {
     using U = FwdUnroll<T, K, S, kGeneral>;
     const DepthwiseShape& shape = p.op.shape;
-    const Tile& tile = p.tile = tile_of<T, K, S, kGeneral>(shape);
+    const Tile& tile = p.tile = tile_of<T, K, S, kGeneral>(p.op);
     const Map y = dense_map(p.op.y, shape.p, shape.q, shape.c);
     if (!offsets_fit(p.op.x, tile) || !offsets_fit(y, tile)) return cudaErrorInvalidValue;
     const int cells = p.op.reduce == Reduce::kPool ? tile.rows / kPoolRows * U::kLanes : 0;
@@ -362,7 +365,7 @@ size_t depthwise_workspace(const DepthwiseArgs& args) {
     size_t bytes = 0;
     dispatch(args.shape, [&](auto* type, auto kernel, auto stride) {
         using T = std::remove_pointer_t<decltype(type)>;
-        const Tile tile = tile_of<T, kernel.value, stride.value, true>(args.shape);
+        const Tile tile = tile_of<T, kernel.value, stride.value, true>(args);
         bytes = (size_t(2) * args.shape.c + 1) * tile.parts * sizeof(float);
         return cudaSuccess;
     });
