@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
 #include <type_traits>
 
 #include "cuda/async_copy.cuh"
@@ -86,7 +87,7 @@ inline Tile make_tile(const TileLimits& limits, int n, int c, int rows, int colu
     // Several small images per block, once there are blocks enough for every multiprocessor.
     const int wanted = limits.resident * multiprocessors();
     tile.images = 1;
-    const int most = n < limits.images ? n : limits.images;
+    const int most = std::min(n, limits.images);
     while (tile.column_tiles == 1 && tile.images < most && fits(tile.groups, tile.images + 1) &&
            int64_t(ceil_div(n, tile.images + 1)) * tile.channel_blocks >= wanted) {
         tile.images++;
@@ -234,15 +235,14 @@ constexpr int64_t kReach = int64_t(1) << 30;
 // The most images of a map that a block may share, so that their offsets fit 32 bits: at least one,
 // whose offset is 0.
 inline int images_in_reach(const Map& map) {
-    const int64_t stride = map.n_stride < 0 ? -map.n_stride : map.n_stride;
-    const int64_t most = stride == 0 ? kReach : (kReach - 1) / (4 * stride);
-    return most < 1 ? 1 : int(most);
+    const int64_t stride = std::abs(map.n_stride);
+    return stride == 0 ? int(kReach) : int(std::max((kReach - 1) / (4 * stride), int64_t(1)));
 }
 
 // Whether a RowLoader's steps from row to row, and its offsets within one, fit 32 bits.
 inline bool offsets_fit(const Map& map, const Tile& tile) {
-    const auto size = [](int64_t v) { return v < 0 ? -v : v; };
-    return 4 * size(map.h_stride) < 2 * kReach && 4 * tile.columns_in * size(map.w_stride) < kReach;
+    return 4 * std::abs(map.h_stride) < 2 * kReach &&
+           4 * tile.columns_in * std::abs(map.w_stride) < kReach;
 }
 
 // Whether sizes are positive and every output row begins above x's last row and ends in x or below

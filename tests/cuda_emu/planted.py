@@ -101,6 +101,8 @@ DEPTHWISE_BWD = [
     Bug("backward: no barrier before the rings become sums", BACKWARD,
         "reinterpret_cast<float*>(wide);\n    __syncthreads();", "reinterpret_cast<float*>(wide);",
         "depthwise_bwd"),
+    Bug("images that lie far apart share a block", TILE, "(kReach - 1) / (4 * stride)",
+        "kReach + 0 * stride", "far_apart"),
 ]  # fmt: skip
 
 SQUEEZE_EXCITE = [
