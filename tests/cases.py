@@ -14,6 +14,7 @@ from torch import Tensor
 
 from effnet_fast.backends import BACKENDS as ALL_BACKENDS
 from effnet_fast.backends import why_not
+from effnet_fast.limits import CUDA_KERNELS, CUDA_STRIDES
 
 #: Where tests/ops computes: "cpu" or "cuda".
 DEVICE = os.environ.get("EFFNET_FAST_TEST_DEVICE", "cpu")
@@ -57,6 +58,10 @@ class Case:
 
     def __str__(self) -> str:
         return self.name
+
+    def fits_cuda(self) -> bool:
+        """Whether csrc/cuda has a kernel for it, or needs none: kernel 1 is a matrix product."""
+        return self.kernel in (1, *CUDA_KERNELS) and self.stride in CUDA_STRIDES
 
 
 DEPTHWISE = [

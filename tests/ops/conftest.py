@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from effnet_fast.limits import CUDA_KERNELS, CUDA_STRIDES
+from effnet_fast.backends import backends
 from tests.cases import DEVICE, INTERPRETED, SIXTEEN_BIT
 
 HERE = Path(__file__).parent
@@ -22,23 +22,31 @@ def is_left_out(item: pytest.Item) -> bool:
     if "case" not in params:
         return False
     case = params["case"]
-    if params.get("backend") == "cuda" and case.kernel != 1:  # 1: a product, which is Triton's
-        return case.kernel not in CUDA_KERNELS or case.stride not in CUDA_STRIDES
+    if params.get("backend") == "cuda" and not case.fits_cuda():
+        return True
     half = params.get("dtype", torch.float32) != torch.float32
     return INTERPRETED and half and case.name not in SIXTEEN_BIT
+
+
+def why_not_here(item: pytest.Item) -> str | None:
+    """Why a GPU's test cannot run on this machine: a tier that names the backend then fails."""
+    if not torch.cuda.is_available():
+        return "no GPU on this machine"
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return backends().get(params.get("backend"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     left_out = [item for item in items if item.path.is_relative_to(HERE) and is_left_out(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
-    no_gpu = DEVICE == "cuda" and not torch.cuda.is_available()
     for item in items:
         if item.path.is_relative_to(HERE):
             # The deterministic mode is here for what it does to fresh memory.
             item.add_marker(pytest.mark.filterwarnings("ignore:.*determinis"))
-            if no_gpu:
-                item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
+            reason = why_not_here(item) if DEVICE == "cuda" else None
+            if reason is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,12 @@ from tests import sanitize
 
 
 def test_what_is_missing_is_named() -> None:
-    assert "no GPU" in str(sanitize.why_not("/usr/bin/compute-sanitizer", cuda=False))
-    assert "compute-sanitizer" in str(sanitize.why_not(None, cuda=True))
-    assert sanitize.why_not("/usr/bin/compute-sanitizer", cuda=True) is None
+    path, here = "/usr/bin/compute-sanitizer", {"cuda": None, "triton": None}
+    assert sanitize.why_not(path, here) is None
+    assert "compute-sanitizer is not in PATH" in str(sanitize.why_not(None, here))
+    for name in sanitize.BACKENDS:
+        reason = sanitize.why_not(path, here | {name: "torch sees no CUDA device"})
+        assert reason == f"{name}: torch sees no CUDA device"
 
 
 def test_an_unknown_tool_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,10 +29,10 @@ def test_the_cases_it_selects_are_there() -> None:
     done = subprocess.run(
         [*selected, "--collect-only"],
         cwd=sanitize.ROOT,
-        env=sanitize.environment(("triton",)) | {"EFFNET_FAST_TEST_DEVICE": "cpu"},
+        env=sanitize.environment() | {"EFFNET_FAST_TEST_DEVICE": "cpu"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in sanitize.CASES.split(" or "):
+    for name in (*sanitize.CASES.split(" or "), *sanitize.BACKENDS):
         assert name in done.stdout, name

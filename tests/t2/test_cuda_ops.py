@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-from effnet_fast.limits import CUDA_KERNELS, CUDA_STRIDES
 from tests.cases import FLOATS
 from tests.cuda_emu import build
 from tests.cuda_emu.backend import ORDERS, in_every_order
@@ -39,10 +38,8 @@ def supported(mark: pytest.Mark) -> pytest.Mark:
         return mark
     if mark.args[0] == "momentum":  # a factor: one is as good as three
         return pytest.mark.parametrize("momentum", mark.args[1][:1], **mark.kwargs).mark
-    # 1: a matrix product; of one channel of a rounded one the variance's error is a lottery.
-    sizes = (1, *CUDA_KERNELS)
-    cases = [c for c in mark.args[1] if c.kernel in sizes and c.stride in CUDA_STRIDES]
-    cases = [c for c in cases if c.name != "c-1-k-1"]
+    # Of one channel of a rounded product the variance's error is a lottery.
+    cases = [c for c in mark.args[1] if c.fits_cuda() and c.name != "c-1-k-1"]
     return pytest.mark.parametrize("case", cases, **mark.kwargs).mark
 
 
