@@ -126,8 +126,11 @@ def _judge(module: str, check: Callable[[ModuleType], None], output: int) -> Non
     os.dup2(output, 2)  # the sanitizers' reports
     signal.alarm(SECONDS)
     try:
+        import torch
+
         from tests.cuda_emu.build import load
 
+        torch.manual_seed(0)  # as tests/conftest.py does before every test
         check(load(Path(module)))
     except BaseException as error:
         last = traceback.format_exception_only(error)[-1]
