@@ -9,6 +9,7 @@ Nothing here needs torch, so one build serves every torch version. Environment v
 """
 
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -29,10 +30,20 @@ CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / f"native-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
 ARCHS = (80, 86, 89, 90, 100, 120)  # A100, RTX 30, RTX 40 and L4, H100 and H200, B200, RTX 50
 
-CXX_SOURCES = ("module.cpp", "cpu/*.cpp")
+CXX_SOURCES = ("module.cpp", "cpu_bridge.cpp", "cpu/*.cpp")
+KERNEL_SOURCES = ("cpu/kernels/*.cpp",)  # compiled once per instruction set
 CUDA_CXX_SOURCES = ("cuda_bridge.cpp",)
 CUDA_SOURCES = ("cuda/*.cu",)
-HEADERS = ("*.h", "cpu/*.h", "cuda/*.h", "cuda/*.cuh")
+HEADERS = ("*.h", "cpu/*.h", "cpu/kernels/*.h", "cuda/*.h", "cuda/*.cuh")
+# csrc/cpu/isa.h's, with the flags of g++ and clang.
+ISAS = {
+    "x86_64": {
+        "sse42": ("-msse4.2",),
+        "avx2": ("-mavx2", "-mfma"),
+        "avx512": ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+    },
+    "aarch64": {"neon": ()},
+}.get(platform.machine(), {"scalar": ()})
 COMPILE = "-MMD -MF $out.d -c $in -o $out"
 
 
@@ -163,7 +174,7 @@ def find_cxx() -> list[str]:
 def cxx_commands(cxx: list[str], cuda: Cuda | None) -> tuple[str, str]:
     """Compile and link commands of the C++ compiler, in ninja's $in and $out."""
     words = [*cxx, "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-    words.append(f"-I{CSRC}")
+    words += ["-fopenmp", f"-I{CSRC}"]
     # As system headers they are left out of the dependencies: an isolated build's pybind11 lies in
     # a temporary folder that is gone by the next one.
     for folder in (pybind11.get_include(), sysconfig.get_path("include")):
@@ -173,7 +184,7 @@ def cxx_commands(cxx: list[str], cuda: Cuda | None) -> tuple[str, str]:
     if cuda:
         words.append(f"-DEFFNET_FAST_CUDA_ARCHS={','.join(map(str, cuda.archs))}")
     words += shlex.split(os.environ.get("CXXFLAGS", ""))
-    return f"{shlex.join(words)} {COMPILE}", f"{shlex.join(cxx)} -shared $in -o $out"
+    return f"{shlex.join(words)} {COMPILE}", f"{shlex.join(cxx)} -shared -fopenmp $in -o $out"
 
 
 def nvcc_commands(cuda: Cuda) -> tuple[str, str]:
@@ -186,6 +197,7 @@ def nvcc_commands(cuda: Cuda) -> tuple[str, str]:
     # nvcc knows where its libcudart_static lies; the symbols of that stay inside the module, away
     # from the libcudart that torch loads.
     link = [cuda.nvcc, "-shared", "-cudart", "static", "-Xlinker=--exclude-libs,ALL"]
+    link.append("-Xcompiler=-fopenmp")
     # Of pip's packages nvcc would look in lib64, which they do not have.
     link += [f"-L{lib}" for lib in [Path(cuda.nvcc).parents[1] / "lib"] if lib.is_dir()]
     return f"{shlex.join(words)} {COMPILE}", f"{shlex.join(link)} $in -o $out"
@@ -209,6 +221,15 @@ def write_ninja(file: Path, target: Path, cxx: list[str], cuda: Cuda | None) -> 
         for name, path in sources:
             objects.append(f"{path}.o")
             ninja.build(escape_path(objects[-1]), name, escape_path(str(CSRC / path)))
+        compile_, _ = compilers["cxx"]
+        for isa, flags in ISAS.items():
+            # Their loops are vectorised by hand, and meant to contract to FMA.
+            own = [*flags, f"-DEFFNET_FAST_ISA={isa}", "-fno-tree-vectorize", "-ffp-contract=fast"]
+            ninja.rule(isa, f"{compile_} {shlex.join(own)}", f"{isa} $in", depfile="$out.d",
+                       deps="gcc")  # fmt: skip
+            for path in find(*KERNEL_SOURCES):
+                objects.append(f"{path}.{isa}.o")
+                ninja.build(escape_path(objects[-1]), isa, escape_path(str(CSRC / path)))
         ninja.build(escape_path(str(target)), "link", [escape_path(name) for name in objects])
 
 
@@ -242,7 +263,8 @@ setup(
         Extension(
             "effnet_fast._C",
             sources=[
-                f"csrc/{path}" for path in find(*CXX_SOURCES, *CUDA_CXX_SOURCES, *CUDA_SOURCES)
+                f"csrc/{path}"
+                for path in find(*CXX_SOURCES, *KERNEL_SOURCES, *CUDA_CXX_SOURCES, *CUDA_SOURCES)
             ],
             depends=[f"csrc/{path}" for path in find(*HEADERS)],  # so that an sdist holds them
         )

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "cpu_bridge.h"
+
 #ifdef EFFNET_FAST_CUDA_ARCHS
 #include "cuda/device.h"
 #include "cuda_bridge.h"
@@ -51,6 +53,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("cuda_built", [] { return kCudaBuilt; }, "Whether the CUDA kernels were compiled in.");
     m.def("cuda_archs", [] { return kCudaArchs; },
           "Compute capabilities compiled for, as 10 * major + minor, ascending; empty without CUDA.");
+    effnet_fast::register_cpu_engine(m);
 #ifdef EFFNET_FAST_CUDA_ARCHS
     m.def("cuda_device_count", &cuda_device_count, py::call_guard<py::gil_scoped_release>(),
           "Devices this process can see. RuntimeError with CUDA's message where there is no driver "

@@ -7,6 +7,7 @@
 from effnet_fast import ops
 from effnet_fast.backends import BackendUnavailableError, backends, use_backend
 from effnet_fast.checkpoints import CheckpointError
+from effnet_fast.engine import Engine, optimize_for_inference
 from effnet_fast.models import (
     EfficientNet,
     create_model,
@@ -32,6 +33,7 @@ __all__ = [
     "BackendUnavailableError",
     "CheckpointError",
     "EfficientNet",
+    "Engine",
     "backends",
     "create_model",
     "efficientnet_b0",
@@ -49,5 +51,6 @@ __all__ = [
     "efficientnet_lite4",
     "list_models",
     "ops",
+    "optimize_for_inference",
     "use_backend",
 ]

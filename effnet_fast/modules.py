@@ -239,17 +239,17 @@ class MBConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N,C,H,W] -> [N,K,P,Q]."""
-        return self._run(self._named().get("expand"), x, self.in_channels)
+        return self._run(self.named_layers().get("expand"), x, self.in_channels)
 
     def can_take_stem(self) -> bool:
         """Whether :meth:`forward_from_image` applies: nothing but the depthwise reads the input."""
-        return "expand" not in self._named() and not self.use_res_connect
+        return "expand" not in self.named_layers() and not self.use_res_connect
 
     def forward_from_image(self, stem: ConvNormAct, x: Tensor) -> Tensor:
         """The stem and this block as one fused op: the stem's activated map is never written."""
         return self._run(stem, x, stem.conv.in_channels)
 
-    def _named(self) -> dict[str, Any]:
+    def named_layers(self) -> dict[str, Any]:
         """The children of ``block`` by what they do."""
         layers = list(self.block)
         named = {"project": layers.pop()}
@@ -261,7 +261,7 @@ class MBConv(nn.Module):
         return named
 
     def _run(self, expand: ConvNormAct | None, x: Tensor, channels: int) -> Tensor:
-        parts = self._named()
+        parts = self.named_layers()
         depthwise, project, se = parts["depthwise"], parts["project"], parts.get("se")
         x = cast_input(x, (depthwise if expand is None else expand).conv.weight, channels, "input")
         size, expand_layer = x.shape, None

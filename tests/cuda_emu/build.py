@@ -145,7 +145,7 @@ class Builder:
             if name.endswith(".cu"):
                 touched = not edited.isdisjoint(_closure(name, texts, set()))
                 units[name] = KERNEL + (EDITED if touched and not sanitize else mode)
-        units |= dict.fromkeys(("module.cpp", "cuda_bridge.cpp"), BRIDGE)
+        units |= dict.fromkeys(("module.cpp", "cuda_bridge.cpp", "without_cpu.cpp"), BRIDGE)
         units |= dict.fromkeys(("scheduler.cpp", "runtime.cpp"), mode)
         tree = self._tree(texts)
         with ThreadPoolExecutor(self.jobs) as pool:

@@ -1,0 +1,23 @@
+// One image through the network, by one thread of a team.
+#pragma once
+
+#include "cpu/pack.h"
+#include "cpu/plan.h"
+
+namespace effnet_fast::cpu {
+
+// What a call hands to all its threads.
+struct Job {
+    const Network& network;
+    const Packed& packed;
+    const Plan& plan;
+    const Kernels& kernels;
+    const Input& input;
+    Result result;
+};
+
+// Runs image `image` of the job and writes its part of the result at `out`. All `team` threads of
+// an OpenMP team call it with their `tid`; a team of one needs no parallel region.
+void forward(const Job& job, Workspace& workspace, int image, float* out, int tid, int team);
+
+}  // namespace effnet_fast::cpu

@@ -1,0 +1,40 @@
+// The instruction sets that csrc/cpu/kernels is compiled for, and the one that this machine runs.
+//
+// setup.py compiles every file of csrc/cpu/kernels once per instruction set, with the compiler's
+// flags for it and EFFNET_FAST_ISA defined as its name. All they define lies in the namespace
+// effnet_fast::cpu::EFFNET_FAST_ISA, and they include no header with code of its own (no <vector>,
+// no <cmath>): a linker that merged such code could take it from the AVX-512 copy.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cpu/kernels/kernels.h"
+
+namespace effnet_fast::cpu {
+
+// In ascending order: a machine that runs one of x86-64's runs all before it.
+enum class Isa {
+#if defined(__x86_64__)
+    sse42,
+    avx2,    // with FMA
+    avx512,  // F, BW, DQ, VL
+#elif defined(__aarch64__)
+    neon,
+#else
+    scalar,
+#endif
+};
+
+const char* name(Isa isa);
+
+// Those that this machine runs, ascending. At least one.
+std::vector<Isa> available_isas();
+
+// The one called `wish`; the best available if it is empty. std::invalid_argument, with the names of
+// those there are, for any other.
+Isa choose_isa(const std::string& wish);
+
+const Kernels& kernels_of(Isa isa);
+
+}  // namespace effnet_fast::cpu

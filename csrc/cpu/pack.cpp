@@ -1,0 +1,164 @@
+#include "cpu/pack.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace effnet_fast::cpu {
+
+std::pair<int, int> Panels::range(int first, int last) const {
+    const auto before = [](const Panel& p, int block) { return p.first_block < block; };
+    const auto from = std::lower_bound(panels.begin(), panels.end(), first, before);
+    const auto to = std::lower_bound(from, panels.end(), last, before);
+    return {int(from - panels.begin()), int(to - panels.begin())};
+}
+
+Panels pack(const std::vector<float>& weight, const std::vector<float>& bias, int out, int k,
+            int panel_blocks) {
+    Panels p;
+    p.k = k;
+    p.out = out;
+    size_t size = 0;
+    for (int first = 0; first < p.blocks();) {
+        const int blocks = std::min(panel_blocks, p.blocks() - first);
+        p.panels.push_back({first, blocks, size});
+        size += size_t(k) * blocks * kBlock;
+        first += blocks;
+    }
+    p.weight = Floats(size);
+    p.bias = pack_rows(bias.data(), 1, out);
+    for (const Panel& panel : p.panels) {
+        const int width = panel.blocks * kBlock, first = panel.first_block * kBlock;
+        float* to = p.weight.data() + panel.offset;
+        for (int n = 0; n < std::min(width, out - first); ++n) {
+            const float* from = weight.data() + size_t(first + n) * k;
+            for (int i = 0; i < k; ++i) to[size_t(i) * width + n] = from[i];
+        }
+    }
+    return p;
+}
+
+Floats pack_rows(const float* rows, int count, int c) {
+    const int width = blocks_of(c) * kBlock;
+    Floats packed(size_t(count) * width);
+    for (int i = 0; i < count; ++i) {
+        std::copy_n(rows + size_t(i) * c, c, packed.data() + size_t(i) * width);
+    }
+    return packed;
+}
+
+namespace {
+
+std::vector<float> transposed(const std::vector<float>& m, int rows, int columns) {
+    std::vector<float> t(m.size());
+    for (int i = 0; i < rows; ++i) {
+        for (int j = 0; j < columns; ++j) t[size_t(j) * rows + i] = m[size_t(i) * columns + j];
+    }
+    return t;
+}
+
+void require(bool holds, const std::string& what) {
+    if (!holds) throw std::invalid_argument("the CPU engine cannot run this network: " + what);
+}
+
+void check_size(const std::vector<float>& values, size_t size, const std::string& what) {
+    require(values.size() == size, what + " has " + std::to_string(values.size()) +
+                                       " values, expected " + std::to_string(size));
+}
+
+void check_conv(const Conv& c, int in, int in_per_group, const std::string& name) {
+    require(c.in == in, name + " takes " + std::to_string(c.in) + " channels, but gets " +
+                            std::to_string(in));
+    require(c.out >= 1, name + " has no outputs");
+    check_size(c.weight, size_t(c.out) * in_per_group * c.kernel * c.kernel, name + ".weight");
+    check_size(c.bias, c.out, name + ".bias");
+}
+
+void check_linear(const Linear& l, int in, int out, const std::string& name) {
+    require(l.in == in && l.out == out, name + " is of another size than what is around it");
+    check_size(l.weight, size_t(in) * out, name + ".weight");
+    check_size(l.bias, out, name + ".bias");
+}
+
+void check_block(const Block& b, int in, const std::string& name) {
+    int c = in;
+    if (b.expand.out) {
+        check_conv(b.expand, in, in, name + ".expand");
+        require(b.expand.kernel == 1 && b.expand.stride == 1, name + ".expand is not 1x1");
+        c = b.expand.out;
+    }
+    const Conv& d = b.depthwise;
+    check_conv(d, c, 1, name + ".depthwise");
+    require(d.out == c, name + ".depthwise changes the number of channels");
+    require(d.kernel == 3 || d.kernel == 5, name + ".depthwise has a kernel of " +
+                                                std::to_string(d.kernel) + ", expected 3 or 5");
+    require(d.stride == 1 || d.stride == 2, name + ".depthwise has a stride of " +
+                                                std::to_string(d.stride) + ", expected 1 or 2");
+    if (b.reduce.out) {
+        check_linear(b.reduce, c, b.reduce.out, name + ".reduce");
+        check_linear(b.widen, b.reduce.out, c, name + ".widen");
+    }
+    check_conv(b.project, c, c, name + ".project");
+    require(b.project.kernel == 1 && b.project.stride == 1, name + ".project is not 1x1");
+    require(b.project.act == Activation::identity, name + ".project has an activation");
+    require(!b.residual || (d.stride == 1 && b.project.out == in),
+            name + " adds its input to an output of another shape");
+}
+
+}  // namespace
+
+void check(const Network& n) {
+    check_conv(n.stem, n.stem.in, n.stem.in, "stem");
+    require(n.stem.kernel % 2 == 1 && n.stem.stride >= 1, "stem has an even kernel or no stride");
+    require(!n.blocks.empty(), "it has no blocks");
+    require(!n.blocks[0].expand.out && !n.blocks[0].residual,
+            "its first block has an expansion or a residual connection");
+    int c = n.stem.out;
+    for (size_t i = 0; i < n.blocks.size(); ++i) {
+        check_block(n.blocks[i], c, "blocks." + std::to_string(i));
+        c = n.blocks[i].project.out;
+    }
+    check_conv(n.head, c, c, "head");
+    require(n.head.kernel == 1 && n.head.stride == 1, "head is not 1x1");
+    if (n.classifier.out) check_linear(n.classifier, n.head.out, n.classifier.out, "classifier");
+    require(n.scale.size() == n.shift.size() &&
+                (n.scale.empty() || int(n.scale.size()) == n.stem.in),
+            "scale and shift are not one per channel of the image");
+}
+
+Packed pack(const Network& n, int panel_blocks) {
+    const auto conv = [&](const Conv& c) {
+        return pack(c.weight, c.bias, c.out, int(c.weight.size() / c.out), panel_blocks);
+    };
+    Packed packed;
+    packed.stem = conv(n.stem);
+    for (const Block& b : n.blocks) {
+        PackedBlock p;
+        const int c = b.depthwise.out, taps = b.depthwise.kernel * b.depthwise.kernel;
+        if (b.expand.out) p.expand = conv(b.expand);
+        p.taps = Floats(size_t(blocks_of(c)) * taps * kBlock);
+        for (int i = 0; i < c; ++i) {
+            for (int t = 0; t < taps; ++t) {
+                p.taps.data()[(size_t(i / kBlock) * taps + t) * kBlock + i % kBlock] =
+                    b.depthwise.weight[size_t(i) * taps + t];
+            }
+        }
+        p.depthwise_bias = pack_rows(b.depthwise.bias.data(), 1, c);
+        if (b.reduce.out) {
+            const int squeezed = b.reduce.out;
+            p.reduce = pack_rows(b.reduce.weight.data(), squeezed, c);
+            p.reduce_bias = pack_rows(b.reduce.bias.data(), 1, squeezed);
+            p.widen = pack_rows(transposed(b.widen.weight, c, squeezed).data(), squeezed, c);
+            p.widen_bias = pack_rows(b.widen.bias.data(), 1, c);
+        }
+        p.project = conv(b.project);
+        packed.blocks.push_back(std::move(p));
+    }
+    packed.head = conv(n.head);
+    if (n.classifier.out) {
+        const Linear& l = n.classifier;
+        packed.classifier = pack(l.weight, l.bias, l.out, l.in, panel_blocks);
+    }
+    return packed;
+}
+
+}  // namespace effnet_fast::cpu

@@ -1,0 +1,49 @@
+// What follows from the size of an image: maps, padding, rings of rows, workspace.
+#pragma once
+
+#include <vector>
+
+#include "cpu/engine.h"
+#include "cpu/memory.h"
+
+namespace effnet_fast::cpu {
+
+// One axis of a convolution.
+struct Axis {
+    int in, out, before;  // `before`: padding ahead of the first input
+};
+
+Axis axis(int in, int kernel, int stride, bool same_padding);
+
+// A block whose depthwise convolution reads maps of rows.in x columns.in, of which a ring in the
+// cache holds `ring_rows` rows of `ring_width` pixels, padding included.
+struct BlockPlan {
+    Axis rows, columns;
+    int ring_rows, ring_width;
+    std::vector<int> offset;  // of pixel y * columns.in + x in the ring, in floats
+};
+
+struct Plan {
+    Axis stem_rows, stem_columns;
+    std::vector<BlockPlan> blocks;
+    size_t map = 0, depthwise = 0, ring = 0, channels = 0, panel = 0, patches = 0;  // floats
+};
+
+Plan make_plan(const Network& network, int h, int w, int panel_blocks);
+
+// One map row of products is cut into pieces of this many pixels where it need not stay whole.
+constexpr int kPiece = 56;
+
+// What one call at a time writes on.
+struct Workspace {
+    struct PerThread {
+        Floats ring, mean, gate, hidden, panel, patches, piece;
+    };
+    Workspace(const Plan& plan, int threads);
+    size_t bytes() const;
+
+    Floats map[2], depthwise, pooled, sums, zeros;
+    std::vector<PerThread> threads;
+};
+
+}  // namespace effnet_fast::cpu

@@ -1,0 +1,238 @@
+"""The native CPU engine: a trained model as a fixed plan, batch norms folded, weights packed once.
+
+Nothing of the model is kept or changed. Arithmetic is fp32; SiLU's relative error is 3e-7.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from effnet_fast import _C
+from effnet_fast.models import EfficientNet
+from effnet_fast.modules import ConvNormAct, MBConv, SqueezeExcitation
+
+Spec = dict[str, Any]
+
+
+class Engine:
+    """Inference of one model on a CPU; made by :func:`optimize_for_inference`.
+
+    Thread-safe: calls from several threads at once each use a workspace of their own. The GIL is
+    released while an engine runs. Picklable.
+
+    A new image size makes a plan, kept for the eight sizes seen last; nothing else is allocated by
+    a call but the result. For a given number of threads results are bit-equal from run to run.
+    Between numbers of threads they may differ in the last bits, where the rows of a map with few
+    channels are shared and the sums of squeeze-and-excitation are added up in another order.
+
+    Environment: ``EFFNET_FAST_CPU_ISA`` names the instruction set instead of the best one there is,
+    for tests.
+    """
+
+    def __init__(self, spec: Spec, threads: int | None) -> None:
+        self._spec, self._threads = spec, threads
+        self.isa = os.environ.get("EFFNET_FAST_CPU_ISA", "") or _C.cpu_isas()[-1]
+        self._native = _C.CpuEngine(spec, self.isa)
+        self.in_channels: int = spec["stem"]["in"]
+        self.num_features: int = spec["head"]["weight"].shape[0]
+        classifier = spec["classifier"]
+        self.num_classes: int = 0 if classifier is None else classifier["weight"].shape[0]
+
+    def __reduce__(self) -> tuple[type[Engine], tuple[Spec, int | None]]:
+        return Engine, (self._spec, self._threads)
+
+    def __call__(self, x: Tensor | np.ndarray) -> Tensor | np.ndarray:
+        """Images [N, in_channels, H, W] -> logits [N, num_classes], fp32.
+
+        Without a classifier (``num_classes`` 0): pooled features [N, num_features].
+
+        Args:
+            x: float32, normalised as the model wants it; or uint8, which the engine normalises by
+                the model's recipe. torch (on the CPU) or numpy, any non-negative strides, any size
+                from 1x1, any N from 0. The result is of the same kind.
+
+        Raises:
+            TypeError: neither float32 nor uint8.
+            ValueError: another device, number of dimensions, of channels, or an empty image.
+        """
+        return self._run(x, features=False)
+
+    def forward_features(self, x: Tensor | np.ndarray) -> Tensor | np.ndarray:
+        """Images as in a call -> the head's feature map [N, num_features, h, w], channels_last."""
+        return self._run(x, features=True)
+
+    def _run(self, x: Tensor | np.ndarray, features: bool) -> Tensor | np.ndarray:
+        image = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+        self._check(image)
+        n, _, h, w = image.shape
+        if features:
+            rows, columns = self._native.feature_size(h, w)
+            out = torch.empty((n, rows, columns, self.num_features))
+        else:
+            out = torch.empty((n, self.num_classes or self.num_features))
+        self._native.run(
+            image.data_ptr(), image.dtype == torch.uint8, image.shape, image.stride(),
+            self.threads, features, out.data_ptr(),
+        )  # fmt: skip
+        result = out.permute(0, 3, 1, 2) if features else out
+        return result.numpy() if isinstance(x, np.ndarray) else result
+
+    def _check(self, x: Tensor) -> None:
+        if x.dtype not in (torch.float32, torch.uint8):
+            raise TypeError(f"images of {x.dtype}: expected torch.float32 or torch.uint8")
+        if x.device.type != "cpu":
+            raise ValueError(f"images on {x.device}: this engine runs on the CPU; call x.cpu()")
+        if x.dim() != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
+            shape = list(x.shape)
+            raise ValueError(f"images of shape {shape}: expected [N, {self.in_channels}, H, W]")
+        if x.dtype == torch.uint8 and not len(self._spec["scale"]):
+            raise ValueError(
+                f"uint8 images: the model has no recipe to normalise {self.in_channels} channels "
+                f"by; give float32, normalised"
+            )
+
+    @property
+    def threads(self) -> int:
+        """Those of a call: as given, else ``torch.get_num_threads()`` of the calling thread."""
+        return self._threads or torch.get_num_threads()
+
+    def summary(self, h: int = 224, w: int = 224) -> str:
+        """The steps for images of ``h`` x ``w`` pixels, in words: multiply-adds and weights."""
+        if h < 1 or w < 1:
+            raise ValueError(f"an image of {h} x {w} pixels: expected 1 x 1 or more")
+        steps = self._native.steps(h, w)
+        wide = max(len(name) for name, *_ in steps)
+        lines = [
+            f"{name:{wide}}  {macs / 1e6:9.2f} M  {weights / 1024:8.1f} KiB  {shape}"
+            for name, shape, macs, weights in steps
+        ]
+        macs, weights = sum(s[2] for s in steps), sum(s[3] for s in steps)
+        workspace = self._native.workspace_bytes(h, w, self.threads)
+        lines.append(
+            f"{'total':{wide}}  {macs / 1e6:9.2f} M  {weights / 1024:8.1f} KiB  "
+            f"workspace {workspace / 2**20:.1f} MiB, {self.isa}, {self.threads} threads"
+        )
+        return "\n".join(lines)
+
+
+def optimize_for_inference(
+    model: EfficientNet,
+    *,
+    dtype: torch.dtype | None = None,
+    input_shape: tuple[int, int, int, int] | None = None,
+    threads: int | None = None,
+) -> Engine:
+    """A native CPU engine of what ``model`` computes in eval mode now.
+
+    Args:
+        model: on the CPU, of the library's own structure: any width, depth, ``num_classes``,
+            ``in_channels`` and padding. It is left untouched, and later changes do not show.
+        dtype: None or ``torch.float32``, of weights and activations.
+        input_shape: [N, in_channels, H, W] to plan for now instead of at the first call.
+        threads: of every call; None follows ``torch.set_num_threads``.
+
+    Raises:
+        TypeError: not an EfficientNet of this library.
+        ValueError: a structure, type, device or number that the engine does not take, and which.
+    """
+    if not isinstance(model, EfficientNet):
+        raise TypeError(f"expected an effnet_fast.EfficientNet, got {type(model).__name__}")
+    if dtype not in (None, torch.float32):
+        raise ValueError(f"dtype {dtype}: the CPU engine computes in torch.float32")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be >= 1, got {threads}")
+    devices = {p.device.type for p in model.parameters()}
+    if devices != {"cpu"}:
+        raise ValueError(f"the model is on {', '.join(sorted(devices))}: the engine is for CPUs")
+    engine = Engine(_spec(model), threads)
+    if input_shape is not None:
+        if len(input_shape) != 4 or min(input_shape) < 1:
+            raise ValueError(f"input_shape {input_shape}: expected (N, {engine.in_channels}, H, W)")
+        engine(torch.zeros(input_shape))
+    return engine
+
+
+def _spec(model: EfficientNet) -> Spec:
+    """The network as csrc/cpu_bridge.cpp reads it: weights folded in fp64, then fp32."""
+    layers = list(model.features)
+    stem, head = _expect(layers[0], ConvNormAct, "0"), _expect(layers[-1], ConvNormAct, "-1")
+    blocks = []
+    for i, stage in enumerate(layers[1:-1], 1):
+        for j, block in enumerate(_expect(stage, nn.Sequential, f"{i}")):
+            blocks.append(_block(_expect(block, MBConv, f"{i}.{j}"), stem.padding))
+    linear = model.classifier[1]
+    classifier = None
+    if not isinstance(linear, nn.Identity):
+        linear = _expect(linear, nn.Linear, "classifier.1")
+        classifier = _linear(linear.weight, linear.bias)
+    scale = shift = np.zeros(0, np.float32)
+    recipe = getattr(model, "recipe", None)  # create_model's; not every EfficientNet has one
+    if recipe is not None and model.in_channels == len(recipe.mean):
+        mean, std = (np.array(v, np.float64) for v in (recipe.mean, recipe.std))
+        scale, shift = (v.astype(np.float32) for v in (1 / (255 * std), -mean / std))
+    return {
+        "stem": _conv(stem, stem.padding), "blocks": blocks, "head": _conv(head, stem.padding),
+        "classifier": classifier, "same_padding": stem.padding == "same",
+        "scale": scale, "shift": shift,
+    }  # fmt: skip
+
+
+def _expect(module: nn.Module, kind: type[Any], place: str) -> Any:
+    if not isinstance(module, kind):
+        name = type(module).__name__
+        raise ValueError(f"the CPU engine cannot run this network: {place} is a {name}")
+    return module
+
+
+def _block(block: MBConv, padding: str) -> Spec:
+    named = block.named_layers()
+    depthwise, se = named["depthwise"], cast(SqueezeExcitation | None, named.get("se"))
+    reduce = widen = None
+    if se is not None:
+        w_reduce, b_reduce, w_expand, b_expand = se.tensors()
+        reduce, widen = (
+            _linear(w_reduce.flatten(1), b_reduce),
+            _linear(w_expand.flatten(1), b_expand),
+        )
+    return {
+        "expand": _conv(named["expand"], padding) if "expand" in named else None,
+        "depthwise": _conv(depthwise, padding),
+        "reduce": reduce, "widen": widen,
+        "squeeze_act": "identity" if se is None else se.activation,
+        "project": _conv(named["project"], padding),
+        "residual": block.use_res_connect,
+    }  # fmt: skip
+
+
+def _conv(layer: ConvNormAct, padding: str) -> Spec:
+    """A convolution with its batch norm folded."""
+    conv, bn = layer.conv, layer.bn
+    if layer.padding != padding:
+        raise ValueError("the CPU engine cannot run this network: its layers pad differently")
+    if bn.running_mean is None or bn.running_var is None:
+        raise ValueError("the CPU engine needs running statistics in every batch norm")
+    weight = conv.weight.detach().double()
+    mean, var = bn.running_mean.double(), bn.running_var.double()
+    scale, bias = torch.rsqrt(var + bn.eps), torch.zeros_like(mean)
+    if bn.weight is not None:
+        scale = scale * bn.weight.detach().double()
+    if bn.bias is not None:
+        bias = bn.bias.detach().double()
+    return {
+        "weight": _array(weight * scale.view(-1, 1, 1, 1)), "bias": _array(bias - mean * scale),
+        "in": conv.in_channels, "stride": conv.stride[0], "act": layer.activation,
+    }  # fmt: skip
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> Spec:
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    return {"weight": _array(weight.detach()), "bias": _array(bias.detach())}
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.to(torch.float32, copy=True).contiguous().numpy()
