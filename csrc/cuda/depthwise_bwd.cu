@@ -415,7 +415,7 @@ struct Layout {
         limits.pixel_bytes = kPixelBytes + kImageBytes / 4;
         limits.shared_bytes = kMaxSharedBytes - kParameterBytes - kImageBytes;
         return make_tile(limits, s.n, s.c, p->u1 - p->u0 + 1,
-                         (s.w - 1 + s.pad_left) / S - p->v0 + 1);
+                         (s.w - 1 + s.pad_left) / S - p->v0 + 1, kLineVectors);
     }
 
     static size_t shared(const Tile& tile) {
