@@ -37,7 +37,8 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
     float* const finishing = reinterpret_cast<float*>(split_rows + U::kSplitRows * row_bytes);
     float* const affine = finishing + 2 * kTensorLine;
     float* const shifts = finishing + U::kLineRows * kTensorLine + kSums * threadIdx.x;
-    // [rows / kPoolRows][octets][kTensorLine]
+    // [rows / kPoolRows][cell_octets][kTensorLine]
+    const int cell_octets = cells_of(octets);
     float* const cells =
         finishing + U::kLineRows * kTensorLine + U::kThreadFloats * int(blockDim.x);
 
@@ -103,22 +104,21 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
             loader.place(tile, p.op.x, shape.n, shape.w, shape.c, image0, h0,
                          q0 * S - shape.pad_left, channel0, kPrologue ? split_rows : ring,
                          kPrologue ? U::kSplitRows : U::kRing, row_bytes);
-            // This lane's pixel of either octet: its place in y, from the block's; negative: none.
-            int place[kOctetsPerWarp];
+            // This lane's pixel of either octet: whether it exists, and the 8 of its 32 bytes that
+            // this lane stores, in the next row of y.
+            unsigned char* y[kOctetsPerWarp];
+            bool exists[kOctetsPerWarp];
+            const int own_c = channel0 + channel + (t % 2 == 0 ? 0 : kVector<T> - 2);
 #pragma unroll
             for (int o = 0; o < kOctetsPerWarp; o++) {
                 const int image = (octet + o) / tile.groups;
                 const int q = (octet + o - image * tile.groups) * kOctet + g;
-                const bool exists =
-                    image < tile.images && image0 + image < shape.n && q0 + q < shape.q;
-                place[o] = exists ? (image * shape.p * shape.q + q) * shape.c * int(sizeof(T)) : -1;
+                exists[o] = image < tile.images && image0 + image < shape.n && q0 + q < shape.q;
+                const int64_t row = int64_t(image0 + image) * shape.p + p0;
+                y[o] = opaque_global(static_cast<unsigned char*>(p.op.y) +
+                                     ((row * shape.q + q0 + q) * shape.c + own_c) *
+                                         int64_t(sizeof(T)));
             }
-            // Of the row that ends at step 0, were there one.
-            unsigned char* const y = opaque_global(
-                static_cast<unsigned char*>(p.op.y) +
-                (((int64_t(image0) * shape.p + p0 - (K - 1) / S) * shape.q + q0) * shape.c +
-                 channel0) *
-                    int64_t(sizeof(T)));
             // Steps first ... last - 1 read rows that are in x.
             const int first = max(0, -h0), last = min(steps, shape.h - h0);
             const auto in_x = [&](int step) {
@@ -126,8 +126,7 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
             };
 #pragma unroll
             for (int step = 0; step < U::kRing - 1; step++) {
-                if (in_x(step)) loader.copy(step, p.x_row_bytes, ring + step * row_bytes);
-                commit_async();
+                loader.copy(in_x(step), p.x_row_bytes, ring + step * row_bytes);
             }
             // Output rows that begin above x find their accumulators as they are set here.
             float acc[U::kAccumulators][kVectorsPerWarp][4] = {};
@@ -158,10 +157,7 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                     }
                     __syncthreads();
                     // The row before this one has been read by all: its place takes the next row.
-                    if (in_x(step + U::kRing - 1)) {
-                        loader.copy(step + U::kRing - 1, p.x_row_bytes, ring + free_slot);
-                    }
-                    commit_async();
+                    loader.copy(step < last - (U::kRing - 1), p.x_row_bytes, ring + free_slot);
                     free_slot = slot;
                     slot = slot == (U::kRing - 1) * row_bytes ? 0 : slot + row_bytes;
                     if (in_x(step)) {
@@ -181,10 +177,10 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                     const auto of = [&](int o, int k) -> float& {
                         return done[k / 2][2 * o + k % 2];
                     };
-                    float any = 0.0f;
-#pragma unroll
-                    for (int i = 0; i < 2 * kSums; i++) any += of(i / kSums, i % kSums);
-                    if (any != any) {
+                    // An infinity or NaN makes the other seven channels of its vector NaN, so that
+                    // of two neighbours one shows, in one lane or another.
+                    const float any = (of(0, 0) + of(0, 2)) + (of(1, 0) + of(1, 2));
+                    if (__any_sync(0xffffffffu, any != any)) {
                         // One at a time, and nothing of it kept in registers meanwhile.
 #pragma unroll 1
                         for (int i = 0; i < 2 * kSums; i++) {
@@ -192,7 +188,7 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                             const int own = opaque(octet) + o, image = own / tile.groups;
                             const int q = q0 + (own - image * tile.groups) * kOctet + g;
                             float exact = 0.0f;
-                            if ((o == 0 ? place[0] : place[1]) >= 0 && c < shape.c) {
+                            if ((o == 0 ? exists[0] : exists[1]) && c < shape.c) {
                                 exact = sum_of_taps<T, K, S, kPrologue>(
                                     p, image0 + image, c, opaque(h0) + step - (K - 1),
                                     q * S - shape.pad_left, affine + c - channel0);
@@ -203,7 +199,7 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                             }
                         }
                     }
-                    if (stats && (place[0] >= 0 || place[1] >= 0)) {
+                    if (stats && (exists[0] || exists[1])) {
                         const bool fresh = item < tile.parts && column_tile == 0;
                         RunningMoments<kSums> moments;
                         load_some(shifts, moments.shift);
@@ -211,19 +207,19 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                         for (int k = 0; k < kSums; k++) {
                             moments.sum[k] = sum[k], moments.squares[k] = squares[k];
                             if (fresh && step == K - 1) {
-                                moments.shift[k] = place[0] >= 0 ? of(0, k) : of(1, k);
+                                moments.shift[k] = exists[0] ? of(0, k) : of(1, k);
                             }
                         }
 #pragma unroll
                         for (int o = 0; o < kOctetsPerWarp; o++) {
-                            if (place[o] >= 0) {
+                            if (exists[o]) {
                                 moments.add({of(o, 0), of(o, 1), of(o, 2), of(o, 3)});
                             }
                         }
                         const int seen = (step - (K - 1)) / S + 1;
                         if (fresh && (seen == 1 || seen == 2 || seen == 8)) {
                             if (seen > 1) {
-                                moments.rebase(float(seen * ((place[0] >= 0) + (place[1] >= 0))));
+                                moments.rebase(float(seen * (int(exists[0]) + int(exists[1]))));
                             }
                             store_some(shifts, moments.shift);
                         }
@@ -245,8 +241,6 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                         apply<T>(p.out_act,
                                  reinterpret_cast<float (&)[4 * kVectorsPerWarp]>(done));
                     }
-                    unsigned char* const y_row =
-                        opaque_global(y + int64_t(step / S) * p.y_row_bytes);
 #pragma unroll
                     for (int o = 0; o < kOctetsPerWarp; o++) {
                         // Lanes exchange halves: of a pixel's 32 bytes a lane has four neighbouring
@@ -255,23 +249,23 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                         const uint32_t high = narrow_pair(of(o, 2), of(o, 3), T());
                         const bool odd = t % 2 != 0;
                         const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? low : high, 1);
-                        const int c = channel - 2 * (t % 2) + t % 2 * kVector<T>;
-                        if (place[o] >= 0 && channel0 + c < shape.c) {
-                            *reinterpret_cast<uint2*>(y_row + place[o] + c * int(sizeof(T))) =
+                        if (exists[o] && own_c < shape.c) {
+                            *reinterpret_cast<uint2*>(y[o]) =
                                 odd ? uint2{other, high} : uint2{low, other};
                         }
-                        if (pools && place[o] >= 0) {
+                        y[o] += p.y_row_bytes;
+                        if (pools && exists[o]) {
 #pragma unroll
                             for (int k = 0; k < kSums; k++) pool[o * kSums + k] += of(o, k);
                         }
                     }
                     if (step == flush) {
-                        const float total = sum_across(pool);
                         const int strip = (step - (K - 1)) / S / kPoolRows;
-                        const int own = octet + g / kSums;
-                        float* const cell = cells + (strip * octets + own) * kTensorLine +
+                        float* const cell = cells +
+                                            (strip * cell_octets + octet + g / kSums) * kTensorLine +
                                             channel_of(g % kSums);
-                        if (own < octets) *cell = column_tile > 0 ? *cell + total : total;
+                        const float before = column_tile > 0 ? *cell : 0.0f;
+                        *cell = before + sum_across(pool);
 #pragma unroll
                         for (int i = 0; i < 2 * kSums; i++) pool[i] = 0.0f;
                         flush = min(flush + kPoolRows * S, steps - 1);
@@ -342,7 +336,7 @@ cudaError_t launch_depthwise_tensor(FwdParams& p, cudaStream_t stream) {
     if (!offsets_fit(p.op.x, tile) || !offsets_fit(y, tile)) return cudaErrorInvalidValue;
     const int strips = p.op.reduce == Reduce::kPool ? tile.rows / kPoolRows : 0;
     const size_t floats = size_t(U::kLineRows) * kTensorLine + U::kThreadFloats * tile.threads +
-                          size_t(strips) * tile.groups * tile.images * kTensorLine;
+                          size_t(strips) * cells_of(tile.groups * tile.images) * kTensorLine;
     const size_t stream_bytes =
         size_t(tile.columns_in) * tile.images * U::kPixelBytes + floats * sizeof(float);
     const size_t merge_bytes = kPrologue ? size_t(9) * tile.threads * sizeof(float) : 0;

@@ -20,7 +20,7 @@ template <class T, int K, int S, bool kPrologue>
 struct TensorUnroll {
     static constexpr int kAccumulators = (K + S - 1) / S;  // output rows in flight
     static constexpr int kPeriod = S * kAccumulators;      // input rows until the pattern repeats
-    static constexpr int kRing = S == 1 ? 8 : 4;           // rows; all but one of them on their way
+    static constexpr int kRing = S == 1 ? 8 : 5;           // rows; all but one of them on their way
     static constexpr int kSplitRows = kPrologue ? 4 : 0;   // high and low halves, twice
     static constexpr int kThreads = 192;
     static constexpr int kResident = 2;  // blocks per multiprocessor
@@ -34,9 +34,14 @@ struct TensorUnroll {
     static constexpr int kFixedBytes =
         4 * (kLineRows * kTensorLine + kThreadFloats * kThreads +
              kMaxRows / kPoolRows * (kThreads / 32) * kTensorLine);
-    static_assert(kRing >= 3, "a row is read while others arrive");
+    static_assert(kRing >= K, "no row above x is as far ahead as the copies run");
     static_assert(K % 2 == 1, "an output row ends with the parity that it began with");
 };
+
+// Octets that have cells of pool sums: all of the warps'.
+__host__ __device__ inline int cells_of(int octets) {
+    return ceil_div(octets, kOctetsPerWarp) * kOctetsPerWarp;
+}
 
 // The vectors of a row that one thread copies: slot s is vector threadIdx.x + s * blockDim.x of
 // [images, columns_in, vectors]. blockDim.x is a multiple of `vectors`.
@@ -45,26 +50,26 @@ struct TensorUnroll {
 // neighbouring outputs read at one tap are neighbours too.
 template <class T, int S, int kSlots>
 struct TensorLoader {
-    const unsigned char* source;  // the block's pixel 0, vector 0 in the ring's first row
-    int from[kSlots];             // of slot s from there, in bytes
-    int to[kSlots];               // its place in a row of the ring; negative: nothing to copy
+    const unsigned char* from[kSlots];  // of slot s in the row that is copied next
+    int to[kSlots];  // its place in a row of the ring; negative: nothing to copy
 
     // What lies outside the tensor is zeroed in the `rows` rows at `zeroed` that products read, and
     // is never written again.
     __device__ __forceinline__ void place(const Tile& tile, const Map& x, int n, int w, int c,
                                           int image0, int row0, int column0, int channel0,
                                           unsigned char* zeroed, int rows, int row_bytes) {
-        const int64_t start = image0 * x.n_stride + row0 * x.h_stride + column0 * x.w_stride;
-        source = opaque_global(static_cast<const unsigned char*>(x.data) +
-                               (start + channel0) * int64_t(sizeof(T)));
+        const int64_t start =
+            image0 * x.n_stride + row0 * x.h_stride + column0 * x.w_stride + channel0;
         const int vector = threadIdx.x % tile.vectors;
 #pragma unroll
         for (int s = 0; s < kSlots; s++) {
             const int pixel = (threadIdx.x + s * blockDim.x) / tile.vectors;
             const int image = pixel / tile.columns_in, column = pixel - image * tile.columns_in;
             const int at = S == 1 ? column : column / 2 + column % 2 * (tile.columns_in / 2);
-            from[s] = int((image * x.n_stride + column * x.w_stride + vector * kVector<T>) *
-                          int64_t(sizeof(T)));
+            from[s] = opaque_global(static_cast<const unsigned char*>(x.data) +
+                                    (start + image * x.n_stride + column * x.w_stride +
+                                     vector * kVector<T>) *
+                                        int64_t(sizeof(T)));
             to[s] = (image * tile.columns_in + at) * kTensorPitch + vector * kVectorBytes;
             const bool exists = image < tile.images;
             const bool inside = exists && image0 + image < n && column0 + column >= 0 &&
@@ -76,12 +81,17 @@ struct TensorLoader {
         }
     }
 
-    __device__ __forceinline__ void copy(int steps, int row_bytes, unsigned char* row) const {
-        const unsigned char* const start = source + int64_t(steps) * row_bytes;
+    // Starts the copies of the next row, if it is `wanted`.
+    __device__ __forceinline__ void copy(bool wanted, int row_bytes, unsigned char* row) {
+        if (wanted) {
 #pragma unroll
-        for (int s = 0; s < kSlots; s++) {
-            if (to[s] >= 0) copy_async<kVectorBytes>(row + to[s], start + from[s], true);
+            for (int s = 0; s < kSlots; s++) {
+                if (to[s] >= 0) copy_async<kVectorBytes>(row + to[s], from[s], true);
+            }
         }
+        commit_async();
+#pragma unroll
+        for (int s = 0; s < kSlots; s++) from[s] += row_bytes;
     }
 
     // high + low = f(row) to 16 bits, for every vector of this thread; its copies are complete.
@@ -197,12 +207,12 @@ __device__ __forceinline__ void store_octets(const float* cells, const FwdParams
     const int image0 = item / tile.strips * tile.images;
     const int p0 = item % tile.strips * tile.rows;
     const int strips = ceil_div(min(tile.rows, p.op.shape.p - p0), kPoolRows);
-    const int channels = tile.vectors * 8;
+    const int channels = tile.vectors * 8, octets = cells_of(tile.groups * tile.images);
     for (int i = threadIdx.x; i < strips * tile.images * channels; i += blockDim.x) {
         const int channel = i % channels, image = i / channels % tile.images;
         const int strip = i / channels / tile.images;
         const float* const own =
-            cells + ((strip * tile.images + image) * tile.groups) * kTensorLine + channel;
+            cells + (strip * octets + image * tile.groups) * kTensorLine + channel;
         float sum = 0.0f;
         for (int g = 0; g < tile.groups; g++) sum += own[g * kTensorLine];
         const int c = channel0 + channel;
