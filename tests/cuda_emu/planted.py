@@ -29,6 +29,7 @@ class Bug(NamedTuple):
 
 
 FORWARD, TILE = "cuda/depthwise_fwd.cu", "cuda/depthwise.cuh"
+TENSOR, OPERANDS = "cuda/depthwise_tensor.cu", "cuda/depthwise_tensor.cuh"
 BACKWARD = "cuda/depthwise_bwd.cu"
 SE, NORM = "cuda/squeeze_excite.cu", "cuda/batch_norm.cu"
 SWEEP, REDUCE = "cuda/sweep.cuh", "cuda/reduce.cu"
@@ -77,6 +78,43 @@ DEPTHWISE = [
     Bug("statistics merged without their counts", "cuda/reduce.cuh",
         "count += m.count, sum += double(m.count) * m.mean;",
         "count += m.count, sum += double(m.count) * m.mean + m.mean;", "depthwise"),
+]  # fmt: skip
+
+DEPTHWISE_TENSOR = [
+    Bug("tensor: no barrier between a row's arrival and its use", TENSOR, ROW_BARRIER, ROW_DONE,
+        "depthwise"),
+    Bug("tensor: a row of the ring filled while it is read", TENSOR, "ring + free_slot);",
+        "ring + slot);", "depthwise"),
+    Bug("tensor: no wait for the copies", TENSOR, "wait_async<U::kRing - 2>();", "", "depthwise"),
+    Bug("tensor: a wait for one group too few", TENSOR, "wait_async<U::kRing - 2>();",
+        "wait_async<U::kRing - 1>();", "depthwise"),
+    Bug("tensor: a ring of a row too many", TENSOR, "slot == (U::kRing - 1) * row_bytes ? 0",
+        "slot == U::kRing * row_bytes ? 0", "depthwise"),
+    Bug("tensor: split rows that are not double", TENSOR, "split_rows + step % 2 * 2 * row_bytes",
+        "split_rows", "depthwise"),
+    Bug("tensor: no low half", OPERANDS, "rest[2 * i] = v[2 * i] - rounded[0]",
+        "rest[2 * i] = 0.0f * rounded[0]", "halves"),
+    Bug("tensor: taps off the diagonal", TENSOR, "const bool diagonal = g / 2 == t &&",
+        "const bool diagonal = (g + 1) / 2 == t &&", "depthwise"),
+    Bug("tensor: wrong parity of the columns at stride 2", OPERANDS,
+        "column / 2 + column % 2 * (tile.columns_in / 2)",
+        "column / 2 + (1 - column % 2) * (tile.columns_in / 2)", "depthwise"),
+    Bug("tensor: padding not zeroed", OPERANDS, "r < rows && exists && !inside;",
+        "r < 0 * rows && exists && !inside;", "depthwise"),
+    Bug("tensor: lanes exchange the wrong halves", TENSOR, "odd ? low : high, 1)",
+        "odd ? high : low, 1)", "depthwise"),
+    Bug("tensor: columns past the edge in the pool", TENSOR, "if (pools && exists[o]) {",
+        "if (pools) {", "depthwise"),
+    Bug("tensor: columns past the edge in the statistics", TENSOR, "if (exists[o]) { moments.add(",
+        "{ moments.add(", "depthwise"),
+    Bug("tensor: an infinity spreads to other channels", TENSOR,
+        "if (__any_sync(0xffffffffu, any != any)) {",
+        "if (__any_sync(0xffffffffu, 0 * any > 1)) {", "infinities"),
+    Bug("tensor: an exact sum only where the first channel shows it", TENSOR,
+        "if (__any_sync(0xffffffffu, any != any)) {", "if (any != any) {", "infinities"),
+    Bug("tensor: a product's other half", "cuda/tensor_core.cuh",
+        "const uint32_t a[4] = {a0, a1, 0, 0};", "const uint32_t a[4] = {a1, a0, 0, 0};",
+        "depthwise"),
 ]  # fmt: skip
 
 DEPTHWISE_BWD = [
@@ -149,4 +187,4 @@ BATCH_NORM = [
         "p != nullptr ? p[c + e]", "batch_norm", True),
 ]  # fmt: skip
 
-BUGS = [*DEPTHWISE, *DEPTHWISE_BWD, *SQUEEZE_EXCITE, *BATCH_NORM]
+BUGS = [*DEPTHWISE, *DEPTHWISE_TENSOR, *DEPTHWISE_BWD, *SQUEEZE_EXCITE, *BATCH_NORM]
