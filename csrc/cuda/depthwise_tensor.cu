@@ -44,6 +44,10 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
 
     const int part = blockIdx.x / tile.channel_blocks;
     const int channel0 = (blockIdx.x - part * tile.channel_blocks) * tile.vectors * kVector<T>;
+    // The same where it is rarely wanted: not kept in a register meanwhile.
+    const auto first_channel = [&] {
+        return opaque(int(blockIdx.x)) % tile.channel_blocks * tile.vectors * kVector<T>;
+    };
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int pair = warp % (tile.vectors / kVectorsPerWarp);
     const int octet = warp / (tile.vectors / kVectorsPerWarp) * kOctetsPerWarp;  // the warp's first
@@ -89,7 +93,9 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
     if (kPrologue) store_some(shifts, {0.0f, 0.0f, 0.0f, 0.0f});
     const bool stats = kPrologue && p.op.reduce == Reduce::kStats;
     const bool pools = p.op.reduce == Reduce::kPool;
-    float sum[kSums] = {}, squares[kSums] = {};  // about `shifts`
+    // Of channel k over all items: its sum and, kSums further on, squares, both about `shifts`; or
+    // [octet][channel] over a strip of kPoolRows rows.
+    float sums[2 * kSums] = {};
 
     TensorLoader<T, S, U::kSlots> loader;
     for (int item = part; item < tile.items; item += tile.parts) {
@@ -102,18 +108,21 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
             const int q0 = column_tile * tile.groups * kOctet;
             __syncthreads();  // the ring's last rows have been read; the affine is there
             loader.place(tile, p.op.x, shape.n, shape.w, shape.c, image0, h0,
-                         q0 * S - shape.pad_left, channel0, kPrologue ? split_rows : ring,
+                         q0 * S - shape.pad_left, first_channel(), kPrologue ? split_rows : ring,
                          kPrologue ? U::kSplitRows : U::kRing, row_bytes);
-            // This lane's pixel of either octet: whether it exists, and the 8 of its 32 bytes that
-            // this lane stores, in the next row of y.
+            // This lane's pixel of either octet: the 8 of its 32 bytes that this lane stores, in the
+            // next row of y; whether it exists, and whether those do.
             unsigned char* y[kOctetsPerWarp];
-            bool exists[kOctetsPerWarp];
-            const int own_c = channel0 + channel + (t % 2 == 0 ? 0 : kVector<T> - 2);
+            unsigned there = 0;  // bit o, and 2 + o
+            const auto exists = [&](int o) { return (there >> o & 1) != 0; };
+            const int own_c = first_channel() + channel + (t % 2 == 0 ? 0 : kVector<T> - 2);
 #pragma unroll
             for (int o = 0; o < kOctetsPerWarp; o++) {
-                const int image = (octet + o) / tile.groups;
+                const int image = (opaque(octet) + o) / opaque(tile.groups);
                 const int q = (octet + o - image * tile.groups) * kOctet + g;
-                exists[o] = image < tile.images && image0 + image < shape.n && q0 + q < shape.q;
+                if (image < tile.images && image0 + image < shape.n && q0 + q < shape.q) {
+                    there |= (own_c < shape.c ? 5 : 1) << o;
+                }
                 const int64_t row = int64_t(image0 + image) * shape.p + p0;
                 y[o] = opaque_global(static_cast<unsigned char*>(p.op.y) +
                                      ((row * shape.q + q0 + q) * shape.c + own_c) *
@@ -124,13 +133,12 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
             const auto in_x = [&](int step) {
                 return unsigned(step - first) < unsigned(last - first);
             };
-#pragma unroll
+#pragma unroll 1
             for (int step = 0; step < U::kRing - 1; step++) {
                 loader.copy(in_x(step), p.x_row_bytes, ring + step * row_bytes);
             }
             // Output rows that begin above x find their accumulators as they are set here.
             float acc[U::kAccumulators][kVectorsPerWarp][4] = {};
-            float pool[2 * kSums] = {};  // [octet][channel] over a strip of kPoolRows rows
             int flush = pools ? min((kPoolRows - 1) * S + K - 1, steps - 1) : steps;
             int slot = 0, free_slot = (U::kRing - 1) * row_bytes;
             for (int step0 = 0; step0 < steps; step0 += U::kPeriod) {
@@ -180,18 +188,20 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                     // An infinity or NaN makes the other seven channels of its vector NaN, so that
                     // of two neighbours one shows, in one lane or another.
                     const float any = (of(0, 0) + of(0, 2)) + (of(1, 0) + of(1, 2));
-                    if (__any_sync(0xffffffffu, any != any)) {
+                    if (any_nan(any)) {
                         // One at a time, and nothing of it kept in registers meanwhile.
 #pragma unroll 1
                         for (int i = 0; i < 2 * kSums; i++) {
-                            const int o = i / kSums, c = opaque(channel0) + channel_of(i % kSums);
-                            const int own = opaque(octet) + o, image = own / tile.groups;
-                            const int q = q0 + (own - image * tile.groups) * kOctet + g;
+                            const int o = i / kSums, block_c = first_channel();
+                            const int groups = opaque(tile.groups);
+                            const int own = opaque(octet) + o, image = own / groups;
+                            const int q = q0 + (own - image * groups) * kOctet + g;
+                            const int c = block_c + channel_of(i % kSums);
                             float exact = 0.0f;
-                            if ((o == 0 ? exists[0] : exists[1]) && c < shape.c) {
+                            if (exists(o) && c < shape.c) {
                                 exact = sum_of_taps<T, K, S, kPrologue>(
                                     p, image0 + image, c, opaque(h0) + step - (K - 1),
-                                    q * S - shape.pad_left, affine + c - channel0);
+                                    q * S - shape.pad_left, affine + c - block_c);
                             }
 #pragma unroll
                             for (int at = 0; at < 2 * kSums; at++) {
@@ -199,33 +209,33 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                             }
                         }
                     }
-                    if (stats && (exists[0] || exists[1])) {
+                    if (stats && (exists(0) || exists(1))) {
                         const bool fresh = item < tile.parts && column_tile == 0;
                         RunningMoments<kSums> moments;
                         load_some(shifts, moments.shift);
 #pragma unroll
                         for (int k = 0; k < kSums; k++) {
-                            moments.sum[k] = sum[k], moments.squares[k] = squares[k];
+                            moments.sum[k] = sums[k], moments.squares[k] = sums[kSums + k];
                             if (fresh && step == K - 1) {
-                                moments.shift[k] = exists[0] ? of(0, k) : of(1, k);
+                                moments.shift[k] = exists(0) ? of(0, k) : of(1, k);
                             }
                         }
 #pragma unroll
                         for (int o = 0; o < kOctetsPerWarp; o++) {
-                            if (exists[o]) {
+                            if (exists(o)) {
                                 moments.add({of(o, 0), of(o, 1), of(o, 2), of(o, 3)});
                             }
                         }
                         const int seen = (step - (K - 1)) / S + 1;
                         if (fresh && (seen == 1 || seen == 2 || seen == 8)) {
                             if (seen > 1) {
-                                moments.rebase(float(seen * (int(exists[0]) + int(exists[1]))));
+                                moments.rebase(float(seen * (int(exists(0)) + int(exists(1)))));
                             }
                             store_some(shifts, moments.shift);
                         }
 #pragma unroll
                         for (int k = 0; k < kSums; k++) {
-                            sum[k] = moments.sum[k], squares[k] = moments.squares[k];
+                            sums[k] = moments.sum[k], sums[kSums + k] = moments.squares[k];
                         }
                     }
                     if (p.finish) {
@@ -249,14 +259,14 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                         const uint32_t high = narrow_pair(of(o, 2), of(o, 3), T());
                         const bool odd = t % 2 != 0;
                         const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? low : high, 1);
-                        if (exists[o] && own_c < shape.c) {
+                        if (there >> o & 4) {
                             *reinterpret_cast<uint2*>(y[o]) =
                                 odd ? uint2{other, high} : uint2{low, other};
                         }
                         y[o] += p.y_row_bytes;
-                        if (pools && exists[o]) {
+                        if (pools && exists(o)) {
 #pragma unroll
-                            for (int k = 0; k < kSums; k++) pool[o * kSums + k] += of(o, k);
+                            for (int k = 0; k < kSums; k++) sums[o * kSums + k] += of(o, k);
                         }
                     }
                     if (step == flush) {
@@ -265,9 +275,9 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                                             (strip * cell_octets + octet + g / kSums) * kTensorLine +
                                             channel_of(g % kSums);
                         const float before = column_tile > 0 ? *cell : 0.0f;
-                        *cell = before + sum_across(pool);
+                        *cell = before + sum_across(sums);
 #pragma unroll
-                        for (int i = 0; i < 2 * kSums; i++) pool[i] = 0.0f;
+                        for (int i = 0; i < 2 * kSums; i++) sums[i] = 0.0f;
                         flush = min(flush + kPoolRows * S, steps - 1);
                     }
                 }
@@ -275,7 +285,7 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
         }
         if (pools) {
             __syncthreads();
-            store_octets(cells, p, item, channel0);
+            store_octets(cells, p, item, first_channel());
         }
     }
     if (stats) {
@@ -295,11 +305,11 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
         RunningMoments<kSums> moments;
         load_some(shifts, moments.shift);
 #pragma unroll
-        for (int k = 0; k < kSums; k++) moments.sum[k] = sum[k], moments.squares[k] = squares[k];
+        for (int k = 0; k < kSums; k++) moments.sum[k] = sums[k], moments.squares[k] = sums[kSums + k];
         __syncthreads();
         const int warp_pairs = tile.vectors / kVectorsPerWarp;
         store_moments(
-            moments, count, p, part, channel0, reinterpret_cast<float*>(ring),
+            moments, count, p, part, first_channel(), reinterpret_cast<float*>(ring),
             tile.vectors * kVector<T>, int(blockDim.x) / 32 / warp_pairs * 8,
             [](int i) { return i / kVector<T> % kVectorsPerWarp * 2 + i % 2; },
             [&](int i, int s) {
@@ -352,12 +362,19 @@ cudaError_t launch_depthwise_tensor(FwdParams& p, cudaStream_t stream) {
     return launch_merge_moments(p.partials, p.counts, tile.parts, shape.c, p.op.reduced, stream);
 }
 
+// fp16 has no high half for a value beyond its range, and of 5 x 5 taps at stride 2 the addresses of
+// half as many copies again come on top of a thread's registers.
+template <class T>
+constexpr bool has_prologue_kernel(int kernel, int stride) {
+    return std::is_same_v<T, __nv_bfloat16> && !(kernel == 5 && stride == 2);
+}
+
 // f(T*, kernel size, stride, prologue) of the kernel for these arguments.
 template <class F>
 cudaError_t dispatch_tensor(const DepthwiseArgs& args, F f) {
     return dispatch(args.shape, [&](auto* type, auto kernel, auto stride) {
         using T = std::remove_pointer_t<decltype(type)>;
-        if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+        if constexpr (has_prologue_kernel<T>(kernel.value, stride.value)) {
             if (prologue(args)) return f(type, kernel, stride, std::true_type());
         }
         if constexpr (sizeof(T) == 2) return f(type, kernel, stride, std::false_type());
@@ -369,8 +386,10 @@ cudaError_t dispatch_tensor(const DepthwiseArgs& args, F f) {
 
 bool tensor_takes(const DepthwiseArgs& args) {
     const DepthwiseShape& s = args.shape;
-    return (s.dtype == DType::kBFloat16 || (s.dtype == DType::kHalf && !prologue(args))) &&
-           whole_vectors(args.x, s.dtype, s.c) &&
+    const bool kernel = prologue(args) ? s.dtype == DType::kBFloat16 &&
+                                             has_prologue_kernel<__nv_bfloat16>(s.kernel, s.stride)
+                                       : s.dtype != DType::kFloat32;
+    return kernel && whole_vectors(args.x, s.dtype, s.c) &&
            whole_vectors(dense_map(args.y, s.p, s.q, s.c), s.dtype, s.c);
 }
 

@@ -172,15 +172,17 @@ template <class T, int K, int S, bool kPrologue>
 __device__ __forceinline__ float sum_of_taps(const FwdParams& p, int n, int c, int h, int w,
                                              const float* affine) {
     const DepthwiseShape& shape = p.op.shape;
+    const T* const x = static_cast<const T*>(p.op.x.data);
+    const T* const taps = static_cast<const T*>(p.op.weight) + int64_t(c) * (K * K);
     float sum = 0.0f;
 #pragma unroll 1
     for (int tap = 0; tap < K * K; tap++) {
         const int row = h + tap / K, column = w + tap % K;
         if (unsigned(row) >= unsigned(shape.h) || unsigned(column) >= unsigned(shape.w)) continue;
-        float v = to_float(static_cast<const T*>(
-            p.op.x.data)[n * p.op.x.n_stride + row * p.op.x.h_stride + column * p.op.x.w_stride + c]);
+        float v = to_float(
+            x[n * p.op.x.n_stride + row * p.op.x.h_stride + column * p.op.x.w_stride + c]);
         if (kPrologue) v = apply<T>(p.in_act, fmaf(v, affine[0], affine[kTensorLine]));
-        sum = fmaf(v, to_float(static_cast<const T*>(p.op.weight)[int64_t(c) * (K * K) + tap]), sum);
+        sum = fmaf(v, to_float(taps[tap]), sum);
     }
     return sum;
 }

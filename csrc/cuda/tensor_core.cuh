@@ -25,6 +25,30 @@ __device__ __forceinline__ void load_matrices(const void* row, uint32_t (&matric
 #endif
 }
 
+// The same, each matrix transposed: rows in memory are columns in registers.
+__device__ __forceinline__ void load_transposed(const void* row, uint32_t (&matrices)[4]) {
+#ifdef EFFNET_FAST_EMULATED
+    emulator::load_transposed(row, matrices);
+#else
+    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+                 : "r"(address)
+                 : "memory");
+#endif
+}
+
+// An 8 x 8 matrix, transposed in registers.
+__device__ __forceinline__ uint32_t transpose(uint32_t matrix) {
+#ifdef EFFNET_FAST_EMULATED
+    return emulator::transpose(matrix);
+#else
+    uint32_t transposed;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(matrix));
+    return transposed;
+#endif
+}
+
 // d = c + [a0 a2; a1 a3] [b0; b1]: 16 x 16 times 16 x 8, of which the operand b is held transposed.
 template <class T>
 __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
@@ -67,6 +91,16 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], uint32_t a0, uint32_
             : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
             : "r"(a0), "r"(a1), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
     }
+#endif
+}
+
+// Whether any lane's value is NaN. In the emulator, where unwritten memory is NaN, an error unless
+// the test says that its operands may be.
+__device__ __forceinline__ bool any_nan(float value) {
+#ifdef EFFNET_FAST_EMULATED
+    return emulator::any_nan(value);
+#else
+    return __any_sync(0xffffffffu, value != value);
 #endif
 }
 

@@ -1,6 +1,8 @@
 // ldmatrix and mma.sync for the emulator: what csrc/cuda/tensor_core.cuh asks for.
 #pragma once
 
+#include <array>
+
 namespace emulator {
 
 constexpr unsigned kWholeWarp = 0xffffffffu;
@@ -14,6 +16,32 @@ inline void load_matrices(const void* row, uint32_t (&matrices)[4],
     const Lanes rows = all_gather(kWholeWarp, own, sizeof own, site);
     const int g = lane() / 4, t = lane() % 4;
     for (int m = 0; m < 4; ++m) std::memcpy(&matrices[m], rows.bytes[8 * m + g] + 4 * t, 4);
+}
+
+// Register of an 8 x 8 matrix whose row r is at row(r): of its columns 2 t and 2 t + 1, row g is
+// element g of rows 2 t and 2 t + 1.
+template <class Row>
+uint32_t transposed(Row row) {
+    uint16_t pair[2];
+    const int g = lane() / 4, t = lane() % 4;
+    for (int e = 0; e < 2; ++e) std::memcpy(&pair[e], row(2 * t + e, g), 2);
+    return bit_cast<uint32_t>(std::array<uint16_t, 2>{pair[0], pair[1]});
+}
+
+inline void load_transposed(const void* row, uint32_t (&matrices)[4],
+                            Site site = {__builtin_FILE(), __builtin_LINE()}) {
+    if (reinterpret_cast<uintptr_t>(row) % 16 != 0) fail(site, "a misaligned row of a matrix");
+    unsigned char own[16];
+    std::memcpy(own, row, sizeof own);
+    const Lanes rows = all_gather(kWholeWarp, own, sizeof own, site);
+    for (int m = 0; m < 4; ++m) {
+        matrices[m] = transposed([&](int r, int c) { return rows.bytes[8 * m + r] + 2 * c; });
+    }
+}
+
+inline uint32_t transpose(uint32_t matrix, Site site = {__builtin_FILE(), __builtin_LINE()}) {
+    const Lanes words = all_gather(kWholeWarp, &matrix, sizeof matrix, site);
+    return transposed([&](int r, int c) { return words.bytes[4 * r + c / 2] + c % 2 * 2; });
 }
 
 template <class T>

@@ -88,6 +88,7 @@ struct Device {
 } device;
 
 int launch_device = -1;
+bool nan_expected = false;
 
 // ---------------------------------------------------------------- fibers
 
@@ -170,9 +171,11 @@ void prepare(Fiber& fiber, int number) {
 
 // ---------------------------------------------------------------- blocks
 
+bool random_order() { return device.order_name.rfind("random", 0) == 0; }
+
 void arrange(std::vector<int>& order) {
     if (device.order_name == "reverse") std::reverse(order.begin(), order.end());
-    if (device.order_name.rfind("random", 0) == 0)
+    if (random_order())
         std::shuffle(order.begin(), order.end(), device.random);
 }
 
@@ -189,6 +192,12 @@ void report_deadlock() {
         device.failed = true;
         return;
     }
+}
+
+bool run_if_ready(int thread) {
+    if (device.fibers[thread].state != State::kReady) return false;
+    to_fiber(device.fibers[thread]);
+    return true;
 }
 
 void run_block() {
@@ -208,9 +217,16 @@ void run_block() {
         arrange(device.order);
         bool any = false;
         for (const int i : device.order) {
-            if (device.fibers[i].state != State::kReady) continue;
-            any = true;
-            to_fiber(device.fibers[i]);
+            // In the fixed orders a warp runs on while one of its threads can: as far ahead of the
+            // others as barriers let it. In the random one all warps keep step.
+            bool ran = run_if_ready(i);
+            any |= ran;
+            while (ran && !random_order() && !device.failed) {
+                ran = false;
+                for (const int j : device.order) {
+                    if (j / 32 == i / 32 && !device.failed) ran |= run_if_ready(j);
+                }
+            }
             if (device.failed) return;
         }
         if (!any) return report_deadlock();
@@ -303,6 +319,13 @@ Lanes all_gather(unsigned mask, const void* value, size_t bytes, Site site) {
     return device.warps[fiber.number / 32].collectives[which].values[generation & 1];
 }
 
+bool any_nan(float value, Site site) {
+    const unsigned char mine = value != value;
+    if (mine && !nan_expected) fail(site, "NaN in a sum of finite operands: something not written?");
+    const Lanes lanes = all_gather(0xffffffffu, &mine, 1, site);
+    return std::any_of(lanes.bytes, lanes.bytes + 32, [](const auto& lane) { return lane[0] != 0; });
+}
+
 // ---------------------------------------------------------------- asynchronous copies
 
 void copy_async(void* shared, const void* global, int bytes, bool inside, Site site) {
@@ -362,7 +385,7 @@ cudaError_t run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(vo
     device.order.resize(threads);
     device.shared_bytes = shared_bytes;
     device.shared = ::operator new(shared_bytes, std::align_val_t(kSharedAlignment));
-    if (device.order_name.rfind("random", 0) == 0) {
+    if (random_order()) {
         const size_t colon = device.order_name.find(':');
         const char* seed = colon == std::string::npos ? "0" : device.order_name.c_str() + colon + 1;
         device.random.seed(static_cast<unsigned>(std::atoi(seed)));
@@ -387,6 +410,11 @@ extern "C" {
 
 __attribute__((visibility("default"))) void emulator_set_order(const char* name) {
     emulator::device.order_name = name;
+}
+
+// Whether operands may be infinite or NaN, so that sums may be NaN.
+__attribute__((visibility("default"))) void emulator_expect_nan(int expected) {
+    emulator::nan_expected = expected != 0;
 }
 
 // The device that was current at the last launch.

@@ -62,6 +62,9 @@ T exchange(unsigned mask, T value, int source, Site site) {
     return result;
 }
 
+// Whether a lane of the whole warp has a NaN; if so, and none was to be expected, an error.
+bool any_nan(float value, Site site = {__builtin_FILE(), __builtin_LINE()});
+
 // ---------------------------------------------------------------- asynchronous copies
 
 void copy_async(void* shared, const void* global, int bytes, bool inside,
