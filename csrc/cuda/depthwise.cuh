@@ -61,7 +61,8 @@ struct TileLimits {
     int slots;         // 16-byte vectors per thread and row of the ring
     int threads;       // per block, at most
     int resident;      // blocks per multiprocessor
-    int unit;          // threads per vector that a block has a multiple of; 0: whole warps
+    int unit;          // threads per vector for each `unit_groups` groups; 0: `lanes` says
+    int unit_groups;
     int images;        // per block, at most
     int max_rows;      // output rows per item
     int pixel_bytes;   // of shared memory per pixel of a row of the ring
@@ -72,14 +73,16 @@ struct TileLimits {
 inline Tile cut(const TileLimits& limits, int n, int c, int rows, int columns, int vectors) {
     Tile tile = {};
     tile.vectors = vectors;
-    tile.lines = vectors * limits.vector / limits.lanes;
+    const bool units = limits.unit > 0;
+    tile.lines = units ? 0 : vectors * limits.vector / limits.lanes;
     tile.channel_blocks = ceil_div(c, vectors * limits.vector);
     const int warps = vectors % 3 == 0 ? 96 : 32;  // whole ones, and whole lines
-    const int unit = limits.unit > 0 ? limits.unit * vectors : warps;
+    const int unit = units ? limits.unit * vectors : warps;
     const auto fits = [&](int groups, int images) {
         tile.columns_in = groups * limits.columns_in + limits.halo;
         const int loads = ceil_div(tile.columns_in * images * vectors, limits.slots);
-        const int busy = tile.lines * groups * images;
+        const int busy = units ? ceil_div(groups * images, limits.unit_groups) * unit
+                               : tile.lines * groups * images;
         tile.threads = ceil_div(busy > loads ? busy : loads, unit) * unit;
         return tile.threads <= limits.threads &&
                tile.columns_in * images * limits.pixel_bytes <= limits.shared_bytes;

@@ -135,7 +135,9 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
             };
 #pragma unroll 1
             for (int step = 0; step < U::kRing - 1; step++) {
-                loader.copy(in_x(step), p.x_row_bytes, ring + step * row_bytes);
+                if (in_x(step)) loader.start(ring + step * row_bytes);
+                loader.advance(p.x_row_bytes);
+                commit_async();
             }
             // Output rows that begin above x find their accumulators as they are set here.
             float acc[U::kAccumulators][kVectorsPerWarp][4] = {};
@@ -165,7 +167,9 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                     }
                     __syncthreads();
                     // The row before this one has been read by all: its place takes the next row.
-                    loader.copy(step < last - (U::kRing - 1), p.x_row_bytes, ring + free_slot);
+                    if (step < last - (U::kRing - 1)) loader.start(ring + free_slot);
+                    loader.advance(p.x_row_bytes);
+                    commit_async();
                     free_slot = slot;
                     slot = slot == (U::kRing - 1) * row_bytes ? 0 : slot + row_bytes;
                     if (in_x(step)) {
@@ -325,10 +329,10 @@ Tile tile_of(const DepthwiseArgs& args) {
     using U = TensorUnroll<T, K, S, kPrologue>;
     const DepthwiseShape& s = args.shape;
     TileLimits limits = {};
-    limits.vector = kVector<T>, limits.lanes = 1;
+    limits.vector = kVector<T>;
     limits.columns = kOctet, limits.columns_in = kOctet * S, limits.halo = U::kHalo;
     limits.slots = U::kSlots, limits.threads = U::kThreads, limits.resident = U::kResident;
-    limits.unit = 32 / kVectorsPerWarp;
+    limits.unit = 32 / kVectorsPerWarp, limits.unit_groups = kOctetsPerWarp;
     limits.max_rows = U::kMaxRows;
     limits.images = std::min(images_in_reach(args.x),
                              images_in_reach(dense_map(args.y, s.p, s.q, s.c)));

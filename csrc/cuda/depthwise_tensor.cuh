@@ -81,15 +81,14 @@ struct TensorLoader {
         }
     }
 
-    // Starts the copies of the next row, if it is `wanted`.
-    __device__ __forceinline__ void copy(bool wanted, int row_bytes, unsigned char* row) {
-        if (wanted) {
+    // Starts the copies of the next row, or of what lies `beside` it in another tensor.
+    __device__ __forceinline__ void start(unsigned char* row, int64_t beside = 0) const {
 #pragma unroll
-            for (int s = 0; s < kSlots; s++) {
-                if (to[s] >= 0) copy_async<kVectorBytes>(row + to[s], from[s], true);
-            }
+        for (int s = 0; s < kSlots; s++) {
+            if (to[s] >= 0) copy_async<kVectorBytes>(row + to[s], from[s] + beside, true);
         }
-        commit_async();
+    }
+    __device__ __forceinline__ void advance(int row_bytes) {
 #pragma unroll
         for (int s = 0; s < kSlots; s++) from[s] += row_bytes;
     }

@@ -1,0 +1,529 @@
+// Depthwise convolution backward on tensor cores, for bf16, stride 1 and aligned vectors: input and
+// weight gradient in one pass.
+//
+// With u = h + top, v = w + left:
+//
+//     dx[h, w] += dy[u - i, v - j] * weight[i, j]
+//     dweight[i, j] += dy[u - i, v - j] * x[h, w]          x after its affine and activation
+//
+// The first is a forward convolution of dy with the taps turned around, as depthwise_tensor.cu has
+// it. The second is, per tap, the diagonal of a product (8 channels x pixels) (pixels x 8 channels).
+// fp32 operands are split into high and low halves: high high + low high + high low.
+//
+// Data path. Rows of g, y and x come down by asynchronous copies, kStages of them. A warp owns
+// kOctets octets of columns of one vector of channels. At step s it rebuilds row s + 1 of dy
+// (gradient.cuh) for the block, into a ring of K + 1 split rows; activates its own pixels of row s
+// of x, whose halves stay in registers for K steps; adds row s of dy to the K rows of dx that it
+// belongs to, of which one is then complete; and multiplies row s - K + 1 of dy with the K rows of
+// x that its taps join it to. One barrier per step.
+#include "cuda/depthwise_bwd.cuh"
+#include "cuda/depthwise_tensor.cuh"
+#include "cuda/gradient.cuh"
+
+namespace effnet_fast {
+namespace {
+
+using T = __nv_bfloat16;
+
+template <int K>
+struct TensorBwd {
+    static constexpr int kTiles = K == 3 ? 2 : 1;  // of 16 columns per warp
+    static constexpr int kOctets = 2 * kTiles;
+    static constexpr int kStages = 4;
+    static constexpr int kSplits = K + 1;
+    static constexpr int kThreads = 192, kResident = 2;
+    static constexpr int kHalo = K - 1;
+    static constexpr int kSlots = kTiles;  // vectors of a row of y that a thread copies
+    static constexpr int kRebuilds = ceil_div(kOctets * (kOctet + kHalo), kOctet);  // octets of dy
+    static constexpr int kPairs = K / 2;
+    static constexpr int kOutputs = K * K + kSums;
+    static constexpr int kPixelBytes = (2 * kSplits + 3 * kStages) * kTensorPitch;
+    // Scale, shift, b, mean, c of dy; scale, shift, mean of x. Of each image: a gate, a dpool.
+    static constexpr int kChannelRows = 8, kImageRows = 2;
+    static constexpr int kFixedBytes =
+        4 * kTensorLine * (kChannelRows + kImageRows * kOctets * (kThreads / 32));
+};
+
+// The two halves of a pair: high + low = (a, b) to 16 bits.
+__device__ __forceinline__ void split_pair(float a, float b, uint32_t* high, uint32_t* low) {
+    float rounded[2];
+    *high = narrow_pair(a, b, T());
+    widen_pair(*high, rounded, T());
+    *low = narrow_pair(a - rounded[0], b - rounded[1], T());
+}
+
+template <int K>
+__global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResident)
+    depthwise_tensor_bwd_kernel(const BwdParams p) {
+    using U = TensorBwd<K>;
+    constexpr int kLine = kTensorLine;
+    const DepthwiseShape& shape = p.op.shape;
+    const Tile& tile = p.tile;
+    Tile x_tile = tile;  // a row of x, without halo
+    x_tile.columns_in = tile.groups * kOctet;
+    const int octets = tile.groups * tile.images;
+    const int row_bytes = tile.columns_in * tile.images * kTensorPitch;
+    const int x_bytes = octets * kOctet * kTensorPitch;
+    EFFNET_FAST_DYNAMIC_SHARED(unsigned char, split);                  // [kSplits][high, low][row]
+    unsigned char* const g_rows = split + 2 * U::kSplits * row_bytes;  // [kStages][row]
+    unsigned char* const y_rows = g_rows + U::kStages * row_bytes;     // the same
+    unsigned char* const x_rows = y_rows + U::kStages * row_bytes;     // [kStages][row of x]
+    float* const channel_rows = reinterpret_cast<float*>(x_rows + U::kStages * x_bytes);
+    float* const image_rows = channel_rows + U::kChannelRows * kLine;  // [images][kImageRows]
+
+    const int part = blockIdx.x / tile.channel_blocks;
+    const int channel0 = (blockIdx.x - part * tile.channel_blocks) * tile.vectors * kVector<T>;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int g = lane / 4, t = lane % 4;
+    const int vector = warp % tile.vectors, chunk = warp / tile.vectors;
+    const int chunks = blockDim.x / 32 / tile.vectors;
+    const int octet = chunk * U::kOctets;              // the warp's first
+    const int channel = vector * kVector<T> + 2 * t;   // the lane's first of two
+    const int own = vector * kVectorBytes + 4 * t;     // their place in a pixel
+    const bool given = channel0 + channel < shape.c;
+    const bool undo = p.op.sums != nullptr;            // in_act, on dx
+    const auto first_channel = [&] {
+        return opaque(int(blockIdx.x)) % tile.channel_blocks * tile.vectors * kVector<T>;
+    };
+    // Where the window of octet o begins in a split row; those that do not exist: of octet 0.
+    const auto begin = [&](int o) {
+        const int real = o < octets ? o : 0;
+        return (real / tile.groups * tile.columns_in + real % tile.groups * kOctet) * kTensorPitch;
+    };
+    // This lane's row of the matrices that products read; m is which.
+    const int m = lane / 8;
+    const int row_place = lane % 8 * kTensorPitch + vector * kVectorBytes;
+    int pairs_place[U::kTiles], turned_place[U::kTiles];
+#pragma unroll
+    for (int i = 0; i < U::kTiles; i++) {
+        pairs_place[i] = row_place + begin(octet + 2 * i + m % 2) + m / 2 * kTensorPitch;
+        turned_place[i] = row_place + begin(octet + 2 * i + m / 2);
+    }
+    // Of one column: both tiles, or both halves of one.
+    const int singles_place = U::kTiles == 2
+                                  ? row_place + begin(octet + m)
+                                  : row_place + begin(octet + m % 2) + m / 2 * row_bytes;
+
+    // Taps turned around, on diagonals.
+    uint32_t taps[K][K];
+#pragma unroll
+    for (int tap = 0; tap < K * K; tap++) {
+        const int c = channel0 + vector * kVector<T> + g;
+        const uint16_t* const w =
+            static_cast<const uint16_t*>(p.op.weight) + int64_t(c) * (K * K) + tap;
+        taps[K - 1 - tap / K][K - 1 - tap % K] =
+            g / 2 == t && c < shape.c ? uint32_t(*w) << 16 * (g % 2) : 0;
+    }
+    // Of tap row i: two columns each, then one column's high and low halves.
+    float dw[K][U::kPairs + 1][4] = {};
+    float sum_h[2] = {}, sum_hx[2] = {};
+    for (int i = threadIdx.x; i < tile.vectors * kVector<T>; i += blockDim.x) {
+        const int c = channel0 + i;
+        const bool real = c < shape.c, affine = real && p.op.y_affine != nullptr;
+        const bool in_affine = real && p.op.in_affine != nullptr;
+        channel_rows[i] = p.y_act.factor * (affine ? p.op.y_affine[c] : 1.0f);
+        channel_rows[kLine + i] = affine ? p.y_act.factor * p.op.y_affine[shape.c + c] : 0.0f;
+        for (int row = 1; row < 4; row++) {
+            channel_rows[(1 + row) * kLine + i] =
+                real ? p.op.coef[int64_t(row) * shape.c + c] : 0.0f;
+        }
+        channel_rows[5 * kLine + i] = p.in_act.factor * (in_affine ? p.op.in_affine[c] : 1.0f);
+        channel_rows[6 * kLine + i] =
+            in_affine ? p.in_act.factor * p.op.in_affine[shape.c + c] : 0.0f;
+        channel_rows[7 * kLine + i] = real && undo ? p.op.in_norm[c] : 0.0f;
+    }
+
+    const Map dense = {p.op.y, int64_t(shape.p) * shape.q * shape.c, int64_t(shape.q) * shape.c,
+                       shape.c};
+    const int64_t to_g =
+        static_cast<const unsigned char*>(p.op.g) - static_cast<const unsigned char*>(p.op.y);
+    TensorLoader<T, 1, U::kSlots> y_loader;
+    TensorLoader<T, 1, 1> x_loader;
+    for (int item = part; item < tile.items; item += tile.parts) {
+        const int image0 = item / tile.strips * tile.images;
+        const int first_u = p.u0 + (item % tile.strips) * tile.rows;
+        // Steps: K - 1 rows of dy precede the first row of dx, K - 1 rows of taps follow the last.
+        const int u_start = first_u - (K - 1);
+        const int last = min(first_u + tile.rows, p.u1 + 1) - u_start, steps = last + K - 1;
+        __syncthreads();  // everything of the item before this has been read
+        for (int i = threadIdx.x; i < tile.images * tile.vectors * kVector<T>; i += blockDim.x) {
+            const int image = i / (tile.vectors * kVector<T>);
+            const int at = i - image * tile.vectors * kVector<T>, c = channel0 + at;
+            const bool real = image0 + image < shape.n && c < shape.c;
+            const float a = real ? p.op.coef[c] : 0.0f;
+            const int64_t from = int64_t(image0 + image) * shape.c + c;
+            float* const to = image_rows + image * U::kImageRows * kLine + at;
+            to[0] = a * (real && p.op.gate != nullptr ? p.op.gate[from] : 1.0f);
+            to[kLine] = a * (real && p.op.dpool != nullptr ? p.op.dpool[from] : 0.0f);
+        }
+        for (int column_tile = 0; column_tile < tile.column_tiles; column_tile++) {
+            const int first_v = p.v0 + column_tile * tile.groups * kOctet;
+            __syncthreads();  // the rows of the tile before this have been read
+            y_loader.place(tile, dense, shape.n, shape.q, shape.c, image0, u_start,
+                           first_v - (K - 1), first_channel(), split, 2 * U::kSplits, row_bytes);
+            // A row of x is needed a step before the row of dy of its number.
+            x_loader.place(x_tile, p.op.x, shape.n, shape.w, shape.c, image0,
+                           u_start - 1 - shape.pad_top, first_v - shape.pad_left, first_channel(),
+                           x_rows, 0, x_bytes);
+            // The pixels of dy that this lane rebuilds: whether they exist, and of which image.
+            unsigned inside = 0, image_of = 0;
+#pragma unroll
+            for (int i = 0; i < U::kRebuilds; i++) {
+                const int pixel = (i * chunks + chunk) * kOctet + g;
+                const int image = pixel / tile.columns_in;
+                const int column = first_v - (K - 1) + pixel - image * tile.columns_in;
+                if (image >= tile.images || image0 + image >= shape.n || !given) continue;
+                if (unsigned(column) < unsigned(shape.q)) inside |= 1u << i;
+                image_of |= unsigned(image) << 4 * i;
+            }
+            // The pixels of x that this lane owns, and their place in dx.
+            unsigned there = 0;
+            int place[U::kOctets];
+#pragma unroll
+            for (int o = 0; o < U::kOctets; o++) {
+                const int image = (octet + o) / tile.groups;
+                const int column = (octet + o - image * tile.groups) * kOctet + g;
+                const int w = first_v - shape.pad_left + column;
+                if (image < tile.images && image0 + image < shape.n && given &&
+                    unsigned(w) < unsigned(shape.w)) {
+                    there |= 1u << o;
+                }
+                place[o] = (image * shape.h * shape.w + column) * shape.c * int(sizeof(T));
+            }
+            const auto exists = [&](int o) { return (there >> o & 1) != 0; };
+            int64_t dx_row =
+                (((int64_t(image0) * shape.h + first_u - shape.pad_top) * shape.w + first_v -
+                  shape.pad_left) *
+                     shape.c +
+                 first_channel() + channel) *
+                int64_t(sizeof(T));
+            const auto in_y = [&](int step) {
+                return unsigned(u_start + step) < unsigned(shape.p) && step < last;
+            };
+            const auto in_x = [&](int step) { return step >= K - 1 && step < last; };
+            const auto start_copies = [&](int step) {
+                if (in_y(step)) {
+                    const int to = step % U::kStages * row_bytes;
+                    y_loader.start(y_rows + to);
+                    y_loader.start(g_rows + to, to_g);
+                }
+                if (in_x(step - 1)) x_loader.start(x_rows + (step - 1) % U::kStages * x_bytes);
+                y_loader.advance(p.y_row_bytes);
+                x_loader.advance(p.x_row_bytes);
+                commit_async();
+            };
+            const auto rebuild = [&](int step, unsigned char* to) {
+                if (!in_y(step)) return;
+                float scale[2], shift[2], b[2], mean[2], c[2];
+                load_some(channel_rows + channel, scale);
+                load_some(channel_rows + kLine + channel, shift);
+                load_some(channel_rows + 2 * kLine + channel, b);
+                load_some(channel_rows + 3 * kLine + channel, mean);
+                load_some(channel_rows + 4 * kLine + channel, c);
+                const int stage = step % U::kStages * row_bytes;
+#pragma unroll
+                for (int i = 0; i < U::kRebuilds; i++) {
+                    if (!(inside >> i & 1)) continue;
+                    const int at = ((i * chunks + chunk) * kOctet + g) * kTensorPitch + own;
+                    const float* const image =
+                        image_rows + (image_of >> 4 * i & 15) * U::kImageRows * kLine + channel;
+                    float gate[2], dpool[2], gs[2], ys[2], slopes[2], dy[2];
+                    load_some(image, gate);
+                    load_some(image + kLine, dpool);
+                    load_some(reinterpret_cast<const T*>(y_rows + stage + at), ys);
+                    load_some(reinterpret_cast<const T*>(g_rows + stage + at), gs);
+#pragma unroll
+                    for (int e = 0; e < 2; e++) slopes[e] = fmaf(ys[e], scale[e], shift[e]);
+                    to_slopes<T>(p.y_act, slopes);
+#pragma unroll
+                    for (int e = 0; e < 2; e++) {
+                        dy[e] = fmaf(fmaf(gs[e], gate[e], dpool[e]), slopes[e],
+                                     fmaf(b[e], ys[e] - mean[e], c[e]));
+                    }
+                    uint32_t high, low;
+                    split_pair(dy[0], dy[1], &high, &low);
+                    *reinterpret_cast<uint32_t*>(to + at) = high;
+                    *reinterpret_cast<uint32_t*>(to + row_bytes + at) = low;
+                }
+            };
+#pragma unroll 1
+            for (int step = 0; step < U::kStages; step++) start_copies(step);
+            wait_async<U::kStages - 1>();
+            __syncthreads();  // row 0, the images' gates, and zeros outside are there
+            rebuild(0, split);
+
+            float acc[K][U::kTiles][4] = {};
+            uint32_t x_high[K][U::kOctets] = {}, x_low[K][U::kOctets] = {};
+            const int split_bytes = 2 * row_bytes;
+            int newest = 0, next = split_bytes, oldest = 2 * split_bytes;
+            for (int step0 = 0; step0 < steps; step0 += K) {
+#pragma unroll
+                for (int phase = 0; phase < K; phase++) {
+                    const int step = step0 + phase;
+                    if (step >= steps) break;
+                    wait_async<U::kStages - 2>();
+                    __syncthreads();
+                    // What the step before this one read last, takes what is copied next.
+                    start_copies(step + U::kStages);
+                    rebuild(step + 1, split + next);
+
+                    // x: its halves transposed, for the weights; its slopes, for dx.
+                    float slopes[U::kOctets][2];
+                    const unsigned char* const x_row =
+                        x_rows + step % U::kStages * x_bytes + own + g * kTensorPitch;
+                    if (in_x(step)) {
+                        float scale[2], shift[2];
+                        load_some(channel_rows + 5 * kLine + channel, scale);
+                        load_some(channel_rows + 6 * kLine + channel, shift);
+#pragma unroll
+                        for (int o = 0; o < U::kOctets; o++) {
+                            float a[2] = {};
+                            slopes[o][0] = slopes[o][1] = 0.0f;
+                            if (exists(o)) {
+                                load_some(reinterpret_cast<const T*>(
+                                              x_row + (octet + o) * kOctet * kTensorPitch),
+                                          a);
+#pragma unroll
+                                for (int e = 0; e < 2; e++) a[e] = fmaf(a[e], scale[e], shift[e]);
+                                apply_and_slopes<T>(p.in_act, a, slopes[o]);
+                            }
+                            uint32_t high, low;
+                            split_pair(a[0], a[1], &high, &low);
+                            x_high[phase][o] = transpose(high);
+                            x_low[phase][o] = transpose(low);
+                        }
+                    } else {
+#pragma unroll
+                        for (int o = 0; o < U::kOctets; o++) x_high[phase][o] = x_low[phase][o] = 0;
+                    }
+
+                    // At turned tap row i this row of dy adds to the row of dx begun i rows ago.
+                    if (in_y(step)) {
+                        constexpr float kZeros[4] = {};
+#pragma unroll
+                        for (int half = 0; half < 2; half++) {
+                            const unsigned char* const row = split + newest + half * row_bytes;
+#pragma unroll
+                            for (int j = 0; j + 1 < K; j += 2) {
+#pragma unroll
+                                for (int i = 0; i < U::kTiles; i++) {
+                                    uint32_t a[4];
+                                    load_matrices(row + pairs_place[i] + j * kTensorPitch, a);
+#pragma unroll
+                                    for (int tap = 0; tap < K; tap++) {
+                                        float (&sum)[4] = acc[(phase - tap + K) % K][i];
+                                        if (half + j + tap == 0) {
+                                            multiply_add<T>(sum, a, taps[tap][j], taps[tap][j + 1],
+                                                            kZeros);
+                                        } else {
+                                            multiply_add<T>(sum, a, taps[tap][j], taps[tap][j + 1],
+                                                            sum);
+                                        }
+                                    }
+                                }
+                            }
+                            if (U::kTiles == 1 && half > 0) continue;
+                            uint32_t a[4];
+                            load_matrices(row + singles_place + (K - 1) * kTensorPitch, a);
+#pragma unroll
+                            for (int tap = 0; tap < K; tap++) {
+                                // Of the second tile; or of the first, the low half.
+                                float (&sum)[U::kTiles][4] = acc[(phase - tap + K) % K];
+                                multiply_add<T>(sum[0], a[0], a[1], taps[tap][K - 1], sum[0]);
+                                float (&other)[4] = sum[U::kTiles - 1];
+                                multiply_add<T>(other, a[2], a[3], taps[tap][K - 1], other);
+                            }
+                        }
+                    } else {
+#pragma unroll
+                        for (int i = 0; i < 4 * U::kTiles; i++) acc[phase][i / 4][i % 4] = 0.0f;
+                    }
+
+                    // Row i of the taps joins the oldest row of dy with the row of x i rows later.
+                    if (step >= K - 1 && in_y(step - (K - 1))) {
+#pragma unroll
+                        for (int i = 0; i < U::kTiles; i++) {
+                            const unsigned char* const row = split + oldest + turned_place[i];
+#pragma unroll
+                            for (int pair = 0; pair <= U::kPairs; pair++) {
+                                // Rows of the product: two columns, or both halves of the last.
+                                uint32_t high[4], low[4];
+                                const unsigned char* const at = row + 2 * pair * kTensorPitch;
+                                load_transposed(
+                                    at + m % 2 * (pair < U::kPairs ? kTensorPitch : row_bytes),
+                                    high);
+                                if (pair < U::kPairs) {
+                                    load_transposed(at + m % 2 * kTensorPitch + row_bytes, low);
+                                }
+#pragma unroll
+                                for (int tap = 0; tap < K; tap++) {
+                                    const int x = (phase + 1 + tap) % K;
+                                    float (&sum)[4] = dw[tap][pair];
+                                    const uint32_t (&h)[U::kOctets] = x_high[x];
+                                    const uint32_t (&l)[U::kOctets] = x_low[x];
+                                    multiply_add<T>(sum, high, h[2 * i], h[2 * i + 1], sum);
+                                    multiply_add<T>(sum, high, l[2 * i], l[2 * i + 1], sum);
+                                    if (pair == U::kPairs) continue;
+                                    multiply_add<T>(sum, low, h[2 * i], h[2 * i + 1], sum);
+                                }
+                            }
+                        }
+                    }
+                    newest = next, next = oldest;
+                    oldest = oldest == U::kSplits * split_bytes - split_bytes
+                                 ? 0
+                                 : oldest + split_bytes;
+                    if (p.op.dx == nullptr || !in_x(step)) continue;
+
+                    // That was the last row of dy for the row of dx that began K - 1 rows ago.
+                    float (&done)[U::kTiles][4] = acc[(phase + 1) % K];
+                    const auto of = [&](int o, int e) -> float& {
+                        return done[o / 2][o % 2 * 2 + e];
+                    };
+                    float mean[2];
+                    load_some(channel_rows + 7 * kLine + channel, mean);
+                    const bool add = p.op.residual_grad != nullptr;
+#pragma unroll
+                    for (int o = 0; o < U::kOctets; o++) {
+                        if (!exists(o)) continue;
+                        float d[2] = {of(o, 0), of(o, 1)};
+                        if (undo) {
+                            float x[2];
+                            load_some(reinterpret_cast<const T*>(x_row + (octet + o) * kOctet *
+                                                                             kTensorPitch),
+                                      x);
+#pragma unroll
+                            for (int e = 0; e < 2; e++) {
+                                d[e] *= slopes[o][e];
+                                sum_h[e] += d[e];
+                                sum_hx[e] = fmaf(d[e], x[e] - mean[e], sum_hx[e]);
+                            }
+                        }
+                        const int64_t at = dx_row + place[o];
+                        if (add) {
+                            float r[2];
+                            load_some(reinterpret_cast<const T*>(
+                                          static_cast<const unsigned char*>(p.op.residual_grad) +
+                                          at),
+                                      r);
+                            d[0] += r[0], d[1] += r[1];
+                        }
+                        store_some(
+                            reinterpret_cast<T*>(static_cast<unsigned char*>(p.op.dx) + at), d);
+                    }
+                    dx_row += p.dx_row_bytes;
+                }
+            }
+        }
+    }
+    // [warps][kOutputs][8], over the rings.
+    float* const all = reinterpret_cast<float*>(split);
+    __syncthreads();
+    float* const mine = all + warp * U::kOutputs * kVector<T>;
+    if (g / 2 == t) {
+#pragma unroll
+        for (int i = 0; i < K; i++) {
+#pragma unroll
+            for (int pair = 0; pair <= U::kPairs; pair++) {
+                // Turned columns 2 pair and the next are taps K - 1 - 2 pair and the one before.
+                const float (&d)[4] = dw[i][pair];
+                const float first = g % 2 == 0 ? d[0] : d[1], second = g % 2 == 0 ? d[2] : d[3];
+                float* const to = mine + (i * K + K - 1 - 2 * pair) * kVector<T> + g;
+                if (pair < U::kPairs) {
+                    to[0] = first, to[-kVector<T>] = second;
+                } else {
+                    to[0] = first + second;
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+#pragma unroll
+        for (int bit = 16; bit >= 4; bit /= 2) {
+            sum_h[e] += __shfl_xor_sync(0xffffffffu, sum_h[e], bit);
+            sum_hx[e] += __shfl_xor_sync(0xffffffffu, sum_hx[e], bit);
+        }
+        if (g == 0) {
+            mine[K * K * kVector<T> + 2 * t + e] = sum_h[e];
+            mine[(K * K + 1) * kVector<T> + 2 * t + e] = sum_hx[e];
+        }
+    }
+    __syncthreads();
+    const int channels = tile.vectors * kVector<T>;
+    for (int i = threadIdx.x; i < U::kOutputs * channels; i += blockDim.x) {
+        const int output = i / channels, at = i - output * channels;
+        if (channel0 + at >= shape.c) continue;
+        float sum = 0.0f;
+        for (int k = 0; k < chunks; k++) {
+            sum += all[((k * tile.vectors + at / kVector<T>)*U::kOutputs + output) * kVector<T> +
+                       at % kVector<T>];
+        }
+        p.partials[(int64_t(part) * U::kOutputs + output) * shape.c + channel0 + at] = sum;
+    }
+}
+
+template <int K>
+Tile tile_of(const DepthwiseBwdArgs& args, BwdParams* p) {
+    using U = TensorBwd<K>;
+    const DepthwiseShape& s = args.shape;
+    place_positions(args, p);
+    TileLimits limits = {};
+    limits.vector = kVector<T>, limits.columns = limits.columns_in = kOctet;
+    limits.halo = U::kHalo, limits.slots = U::kSlots;
+    limits.threads = U::kThreads, limits.resident = U::kResident;
+    limits.unit = 32, limits.unit_groups = U::kOctets;
+    limits.max_rows = 64;
+    limits.images = std::min({images_in_reach(args.x),
+                              images_in_reach(dense_map(args.y, s.p, s.q, s.c)),
+                              images_in_reach(dense_map(args.dx, s.h, s.w, s.c))});
+    limits.pixel_bytes = U::kPixelBytes;
+    limits.shared_bytes = kMaxSharedBytes - U::kFixedBytes;
+    return make_tile(limits, s.n, s.c, p->u1 - p->u0 + 1, s.w - 1 + s.pad_left - p->v0 + 1,
+                     kTensorVectors);
+}
+
+template <int K>
+cudaError_t launch_depthwise_tensor_bwd(BwdParams& p, cudaStream_t stream) {
+    using U = TensorBwd<K>;
+    const DepthwiseShape& s = p.op.shape;
+    const Tile& tile = p.tile = tile_of<K>(p.op, &p);
+    const Map y = dense_map(p.op.y, s.p, s.q, s.c), dx = dense_map(p.op.dx, s.h, s.w, s.c);
+    if (!offsets_fit(p.op.x, tile) || !offsets_fit(y, tile) || !offsets_fit(dx, tile)) {
+        return cudaErrorInvalidValue;
+    }
+    p.x_row_bytes = int(p.op.x.h_stride) * int(sizeof(T));
+    p.y_row_bytes = s.q * s.c * int(sizeof(T));
+    p.dx_row_bytes = s.w * s.c * int(sizeof(T));
+    p.partials = static_cast<float*>(p.op.workspace);
+    const size_t columns = size_t(tile.columns_in) * tile.images * kTensorPitch;
+    const size_t x_columns = size_t(tile.groups) * kOctet * tile.images * kTensorPitch;
+    const size_t stream_bytes =
+        columns * (2 * U::kSplits + 2 * U::kStages) + x_columns * U::kStages +
+        4 * kTensorLine * size_t(U::kChannelRows + U::kImageRows * tile.images);
+    const size_t merge_bytes = size_t(tile.threads / 32) * U::kOutputs * kVector<T> * 4;
+    return launch(depthwise_tensor_bwd_kernel<K>, dim3(unsigned(tile.channel_blocks * tile.parts)),
+                  dim3(tile.threads), std::max(stream_bytes, merge_bytes), stream, p);
+}
+
+}  // namespace
+
+bool bwd_tensor_takes(const DepthwiseBwdArgs& args) {
+    const DepthwiseShape& s = args.shape;
+    return s.dtype == DType::kBFloat16 && s.stride == 1 && whole_maps(args) &&
+           whole_vectors(dense_map(args.dx, s.h, s.w, s.c), s.dtype, s.c) &&
+           whole_vectors(dense_map(args.residual_grad, s.h, s.w, s.c), s.dtype, s.c);
+}
+
+int bwd_tensor_parts(const DepthwiseBwdArgs& args) {
+    if (args.shape.dtype != DType::kBFloat16 || args.shape.stride != 1) return 0;
+    BwdParams p = {};
+    return args.shape.kernel == 3 ? tile_of<3>(args, &p).parts : tile_of<5>(args, &p).parts;
+}
+
+cudaError_t depthwise_bwd_tensor(BwdParams& p, cudaStream_t stream) {
+    return p.op.shape.kernel == 3 ? launch_depthwise_tensor_bwd<3>(p, stream)
+                                  : launch_depthwise_tensor_bwd<5>(p, stream);
+}
+
+}  // namespace effnet_fast
