@@ -84,8 +84,13 @@ def _models() -> list[Model]:
             found.append(Model(label, name + "true>", traffic, rf"{AGAIN}|{POOL}", REBASE))
             # dx and x at full size, g and y at the output's.
             traffic = 2 * VECTOR + 2 * VECTOR // stride**2
-            name = rf"depthwise_bwd_kernel<__nv_bfloat16, {kernel}, {stride}\b"
-            found.append(Model(f"depthwise backward {shape}", name, traffic, SINGLE))
+            name = (
+                rf"depthwise_tensor_bwd_kernel<{kernel}>"
+                if stride == 1
+                else rf"depthwise_bwd_kernel<__nv_bfloat16, {kernel}, {stride}\b"
+            )
+            without = rf"{SINGLE}|{AGAIN}" if stride == 1 else SINGLE
+            found.append(Model(f"depthwise backward {shape}", name, traffic, without))
     for op, vectors, per in (
         ("bn_residual", 3, "stored"),
         ("bn_residual_bwd", 3, "stored"),

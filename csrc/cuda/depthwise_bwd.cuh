@@ -20,6 +20,7 @@ struct BwdParams {
     int u0, v0;    // first position that owns a pixel of x
     int u1;        // last row of positions that does
     int x_row_bytes, y_row_bytes, dx_row_bytes, dx_column_bytes;
+    int64_t to_g, to_residual;  // bytes from y, and from dx
     float* partials;  // [parts][taps + kSums][C]
 };
 

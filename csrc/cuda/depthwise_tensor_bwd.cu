@@ -16,41 +16,12 @@
 // of x, whose halves stay in registers for K steps; adds row s of dy to the K rows of dx that it
 // belongs to, of which one is then complete; and multiplies row s - K + 1 of dy with the K rows of
 // x that its taps join it to. One barrier per step.
-#include "cuda/depthwise_bwd.cuh"
-#include "cuda/depthwise_tensor.cuh"
-#include "cuda/gradient.cuh"
+#include "cuda/depthwise_tensor_bwd.cuh"
 
 namespace effnet_fast {
 namespace {
 
 using T = __nv_bfloat16;
-
-template <int K>
-struct TensorBwd {
-    static constexpr int kTiles = K == 3 ? 2 : 1;  // of 16 columns per warp
-    static constexpr int kOctets = 2 * kTiles;
-    static constexpr int kStages = 4;
-    static constexpr int kSplits = K + 1;
-    static constexpr int kThreads = 192, kResident = 2;
-    static constexpr int kHalo = K - 1;
-    static constexpr int kSlots = kTiles;  // vectors of a row of y that a thread copies
-    static constexpr int kRebuilds = ceil_div(kOctets * (kOctet + kHalo), kOctet);  // octets of dy
-    static constexpr int kPairs = K / 2;
-    static constexpr int kOutputs = K * K + kSums;
-    static constexpr int kPixelBytes = (2 * kSplits + 3 * kStages) * kTensorPitch;
-    // Scale, shift, b, mean, c of dy; scale, shift, mean of x. Of each image: a gate, a dpool.
-    static constexpr int kChannelRows = 8, kImageRows = 2;
-    static constexpr int kFixedBytes =
-        4 * kTensorLine * (kChannelRows + kImageRows * kOctets * (kThreads / 32));
-};
-
-// The two halves of a pair: high + low = (a, b) to 16 bits.
-__device__ __forceinline__ void split_pair(float a, float b, uint32_t* high, uint32_t* low) {
-    float rounded[2];
-    *high = narrow_pair(a, b, T());
-    widen_pair(*high, rounded, T());
-    *low = narrow_pair(a - rounded[0], b - rounded[1], T());
-}
 
 template <int K>
 __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResident)
@@ -63,7 +34,7 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
     x_tile.columns_in = tile.groups * kOctet;
     const int octets = tile.groups * tile.images;
     const int row_bytes = tile.columns_in * tile.images * kTensorPitch;
-    const int x_bytes = octets * kOctet * kTensorPitch;
+    const int x_bytes = U::x_row_bytes(octets);
     EFFNET_FAST_DYNAMIC_SHARED(unsigned char, split);                  // [kSplits][high, low][row]
     unsigned char* const g_rows = split + 2 * U::kSplits * row_bytes;  // [kStages][row]
     unsigned char* const y_rows = g_rows + U::kStages * row_bytes;     // the same
@@ -80,6 +51,8 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
     const int octet = chunk * U::kOctets;              // the warp's first
     const int channel = vector * kVector<T> + 2 * t;   // the lane's first of two
     const int own = vector * kVectorBytes + 4 * t;     // their place in a pixel
+    const int own_x = own + (octet * kOctet + g) * kTensorPitch;  // in a row of x
+    const int first_rebuilt = (chunk * kOctet + g) * kTensorPitch;
     const bool given = channel0 + channel < shape.c;
     const bool undo = p.op.sums != nullptr;            // in_act, on dx
     const auto first_channel = [&] {
@@ -135,8 +108,6 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
 
     const Map dense = {p.op.y, int64_t(shape.p) * shape.q * shape.c, int64_t(shape.q) * shape.c,
                        shape.c};
-    const int64_t to_g =
-        static_cast<const unsigned char*>(p.op.g) - static_cast<const unsigned char*>(p.op.y);
     TensorLoader<T, 1, U::kSlots> y_loader;
     TensorLoader<T, 1, 1> x_loader;
     for (int item = part; item < tile.items; item += tile.parts) {
@@ -191,12 +162,14 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
                 place[o] = (image * shape.h * shape.w + column) * shape.c * int(sizeof(T));
             }
             const auto exists = [&](int o) { return (there >> o & 1) != 0; };
-            int64_t dx_row =
+            // Of the first row of dx.
+            unsigned char* dx = opaque_global(
+                static_cast<unsigned char*>(p.op.dx) +
                 (((int64_t(image0) * shape.h + first_u - shape.pad_top) * shape.w + first_v -
                   shape.pad_left) *
                      shape.c +
                  first_channel() + channel) *
-                int64_t(sizeof(T));
+                    int64_t(sizeof(T)));
             const auto in_y = [&](int step) {
                 return unsigned(u_start + step) < unsigned(shape.p) && step < last;
             };
@@ -205,7 +178,7 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
                 if (in_y(step)) {
                     const int to = step % U::kStages * row_bytes;
                     y_loader.start(y_rows + to);
-                    y_loader.start(g_rows + to, to_g);
+                    y_loader.start(g_rows + to, p.to_g);
                 }
                 if (in_x(step - 1)) x_loader.start(x_rows + (step - 1) % U::kStages * x_bytes);
                 y_loader.advance(p.y_row_bytes);
@@ -221,15 +194,22 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
                 load_some(channel_rows + 3 * kLine + channel, mean);
                 load_some(channel_rows + 4 * kLine + channel, c);
                 const int stage = step % U::kStages * row_bytes;
+                float gate[2], dpool[2];
+                load_some(image_rows + channel, gate);
+                load_some(image_rows + kLine + channel, dpool);
 #pragma unroll
                 for (int i = 0; i < U::kRebuilds; i++) {
-                    if (!(inside >> i & 1)) continue;
-                    const int at = ((i * chunks + chunk) * kOctet + g) * kTensorPitch + own;
-                    const float* const image =
-                        image_rows + (image_of >> 4 * i & 15) * U::kImageRows * kLine + channel;
-                    float gate[2], dpool[2], gs[2], ys[2], slopes[2], dy[2];
-                    load_some(image, gate);
-                    load_some(image + kLine, dpool);
+                    // No branch: what does not exist is computed of the row's first pixel.
+                    const bool real = (inside >> i & 1) != 0;
+                    const int at =
+                        own + (real ? first_rebuilt + i * chunks * kOctet * kTensorPitch : 0);
+                    if (tile.images > 1) {
+                        const float* const image =
+                            image_rows + (image_of >> 4 * i & 15) * U::kImageRows * kLine + channel;
+                        load_some(image, gate);
+                        load_some(image + kLine, dpool);
+                    }
+                    float gs[2], ys[2], slopes[2], dy[2];
                     load_some(reinterpret_cast<const T*>(y_rows + stage + at), ys);
                     load_some(reinterpret_cast<const T*>(g_rows + stage + at), gs);
 #pragma unroll
@@ -242,8 +222,10 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
                     }
                     uint32_t high, low;
                     split_pair(dy[0], dy[1], &high, &low);
-                    *reinterpret_cast<uint32_t*>(to + at) = high;
-                    *reinterpret_cast<uint32_t*>(to + row_bytes + at) = low;
+                    if (real) {
+                        *reinterpret_cast<uint32_t*>(to + at) = high;
+                        *reinterpret_cast<uint32_t*>(to + row_bytes + at) = low;
+                    }
                 }
             };
 #pragma unroll 1
@@ -267,30 +249,34 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
                     start_copies(step + U::kStages);
                     rebuild(step + 1, split + next);
 
-                    // x: its halves transposed, for the weights; its slopes, for dx.
+                    // x: its halves transposed, for the weights; its slopes, for dx. What does not
+                    // exist is 0.
+                    uint32_t x_words[U::kOctets];
                     float slopes[U::kOctets][2];
-                    const unsigned char* const x_row =
-                        x_rows + step % U::kStages * x_bytes + own + g * kTensorPitch;
                     if (in_x(step)) {
-                        float scale[2], shift[2];
+                        const unsigned char* const row =
+                            x_rows + step % U::kStages * x_bytes + own_x;
+                        float scale[2], shift[2], a[U::kOctets][2];
                         load_some(channel_rows + 5 * kLine + channel, scale);
                         load_some(channel_rows + 6 * kLine + channel, shift);
 #pragma unroll
                         for (int o = 0; o < U::kOctets; o++) {
-                            float a[2] = {};
-                            slopes[o][0] = slopes[o][1] = 0.0f;
-                            if (exists(o)) {
-                                load_some(reinterpret_cast<const T*>(
-                                              x_row + (octet + o) * kOctet * kTensorPitch),
-                                          a);
+                            const uint32_t word = *reinterpret_cast<const uint32_t*>(
+                                row + o * kOctet * kTensorPitch);
+                            x_words[o] = exists(o) ? word : 0;
+                            widen_pair(x_words[o], a[o], T());
 #pragma unroll
-                                for (int e = 0; e < 2; e++) a[e] = fmaf(a[e], scale[e], shift[e]);
-                                apply_and_slopes<T>(p.in_act, a, slopes[o]);
-                            }
+                            for (int e = 0; e < 2; e++) a[o][e] = fmaf(a[o][e], scale[e], shift[e]);
+                        }
+                        apply_and_slopes<T>(
+                            p.in_act, reinterpret_cast<float (&)[2 * U::kOctets]>(a),
+                            reinterpret_cast<float (&)[2 * U::kOctets]>(slopes));
+#pragma unroll
+                        for (int o = 0; o < U::kOctets; o++) {
                             uint32_t high, low;
-                            split_pair(a[0], a[1], &high, &low);
-                            x_high[phase][o] = transpose(high);
-                            x_low[phase][o] = transpose(low);
+                            split_pair(a[o][0], a[o][1], &high, &low);
+                            x_high[phase][o] = transpose(exists(o) ? high : 0);
+                            x_low[phase][o] = transpose(exists(o) ? low : 0);
                         }
                     } else {
 #pragma unroll
@@ -380,87 +366,69 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
                     const auto of = [&](int o, int e) -> float& {
                         return done[o / 2][o % 2 * 2 + e];
                     };
+                    float any = 0.0f;
+#pragma unroll
+                    for (int o = 0; o < U::kOctets; o++) any = o == 0 ? of(0, 0) : any + of(o, 0);
+                    if (any_nan(any)) {  // as in depthwise_tensor.cu
+#pragma unroll 1
+                        for (int i = 0; i < 2 * U::kOctets; i++) {
+                            const int o = i / 2, groups = opaque(tile.groups);
+                            const int image = (opaque(octet) + o) / groups;
+                            const int column = (octet + o - image * groups) * kOctet + g;
+                            const int at = opaque(channel) + i % 2;
+                            const float exact =
+                                exists(o) ? sum_of_taps<K>(p, image0 + image,
+                                                           first_channel() + at, u_start + step,
+                                                           first_v + column, channel_rows + at,
+                                                           image_rows +
+                                                               image * U::kImageRows * kLine + at)
+                                          : 0.0f;
+#pragma unroll
+                            for (int k = 0; k < 2 * U::kOctets; k++) {
+                                if (k == i) of(k / 2, k % 2) = exact;
+                            }
+                        }
+                    }
                     float mean[2];
                     load_some(channel_rows + 7 * kLine + channel, mean);
                     const bool add = p.op.residual_grad != nullptr;
+                    if (undo) {
 #pragma unroll
-                    for (int o = 0; o < U::kOctets; o++) {
-                        if (!exists(o)) continue;
-                        float d[2] = {of(o, 0), of(o, 1)};
-                        if (undo) {
+                        for (int o = 0; o < U::kOctets; o++) {
                             float x[2];
-                            load_some(reinterpret_cast<const T*>(x_row + (octet + o) * kOctet *
-                                                                             kTensorPitch),
-                                      x);
+                            widen_pair(x_words[o], x, T());
 #pragma unroll
                             for (int e = 0; e < 2; e++) {
-                                d[e] *= slopes[o][e];
-                                sum_h[e] += d[e];
-                                sum_hx[e] = fmaf(d[e], x[e] - mean[e], sum_hx[e]);
+                                float& d = of(o, e);
+                                d = exists(o) ? d * slopes[o][e] : 0.0f;
+                                sum_h[e] += d;
+                                sum_hx[e] = fmaf(d, x[e] - mean[e], sum_hx[e]);
                             }
                         }
-                        const int64_t at = dx_row + place[o];
-                        if (add) {
-                            float r[2];
-                            load_some(reinterpret_cast<const T*>(
-                                          static_cast<const unsigned char*>(p.op.residual_grad) +
-                                          at),
-                                      r);
-                            d[0] += r[0], d[1] += r[1];
-                        }
-                        store_some(
-                            reinterpret_cast<T*>(static_cast<unsigned char*>(p.op.dx) + at), d);
                     }
-                    dx_row += p.dx_row_bytes;
+                    if (add) {
+#pragma unroll
+                        for (int o = 0; o < U::kOctets; o++) {
+                            float r[2] = {};
+                            if (exists(o)) {
+                                load_some(
+                                    reinterpret_cast<const T*>(dx + p.to_residual + place[o]), r);
+                            }
+                            of(o, 0) += r[0], of(o, 1) += r[1];
+                        }
+                    }
+#pragma unroll
+                    for (int o = 0; o < U::kOctets; o++) {
+                        const uint32_t word = narrow_pair(of(o, 0), of(o, 1), T());
+                        if (exists(o)) *reinterpret_cast<uint32_t*>(dx + place[o]) = word;
+                    }
+                    dx += p.dx_row_bytes;
                 }
             }
         }
     }
-    // [warps][kOutputs][8], over the rings.
-    float* const all = reinterpret_cast<float*>(split);
-    __syncthreads();
-    float* const mine = all + warp * U::kOutputs * kVector<T>;
-    if (g / 2 == t) {
-#pragma unroll
-        for (int i = 0; i < K; i++) {
-#pragma unroll
-            for (int pair = 0; pair <= U::kPairs; pair++) {
-                // Turned columns 2 pair and the next are taps K - 1 - 2 pair and the one before.
-                const float (&d)[4] = dw[i][pair];
-                const float first = g % 2 == 0 ? d[0] : d[1], second = g % 2 == 0 ? d[2] : d[3];
-                float* const to = mine + (i * K + K - 1 - 2 * pair) * kVector<T> + g;
-                if (pair < U::kPairs) {
-                    to[0] = first, to[-kVector<T>] = second;
-                } else {
-                    to[0] = first + second;
-                }
-            }
-        }
-    }
-#pragma unroll
-    for (int e = 0; e < 2; e++) {
-#pragma unroll
-        for (int bit = 16; bit >= 4; bit /= 2) {
-            sum_h[e] += __shfl_xor_sync(0xffffffffu, sum_h[e], bit);
-            sum_hx[e] += __shfl_xor_sync(0xffffffffu, sum_hx[e], bit);
-        }
-        if (g == 0) {
-            mine[K * K * kVector<T> + 2 * t + e] = sum_h[e];
-            mine[(K * K + 1) * kVector<T> + 2 * t + e] = sum_hx[e];
-        }
-    }
-    __syncthreads();
-    const int channels = tile.vectors * kVector<T>;
-    for (int i = threadIdx.x; i < U::kOutputs * channels; i += blockDim.x) {
-        const int output = i / channels, at = i - output * channels;
-        if (channel0 + at >= shape.c) continue;
-        float sum = 0.0f;
-        for (int k = 0; k < chunks; k++) {
-            sum += all[((k * tile.vectors + at / kVector<T>)*U::kOutputs + output) * kVector<T> +
-                       at % kVector<T>];
-        }
-        p.partials[(int64_t(part) * U::kOutputs + output) * shape.c + channel0 + at] = sum;
-    }
+    __syncthreads();  // the rings have been read
+    store_sums<K>(p, part, channel0, dw, sum_h, sum_hx, reinterpret_cast<float*>(split));
 }
 
 template <int K>
@@ -495,11 +463,14 @@ cudaError_t launch_depthwise_tensor_bwd(BwdParams& p, cudaStream_t stream) {
     p.x_row_bytes = int(p.op.x.h_stride) * int(sizeof(T));
     p.y_row_bytes = s.q * s.c * int(sizeof(T));
     p.dx_row_bytes = s.w * s.c * int(sizeof(T));
+    const auto bytes = [](const void* from, const void* to) {
+        return static_cast<const char*>(to) - static_cast<const char*>(from);
+    };
+    p.to_g = bytes(p.op.y, p.op.g), p.to_residual = bytes(p.op.dx, p.op.residual_grad);
     p.partials = static_cast<float*>(p.op.workspace);
     const size_t columns = size_t(tile.columns_in) * tile.images * kTensorPitch;
-    const size_t x_columns = size_t(tile.groups) * kOctet * tile.images * kTensorPitch;
     const size_t stream_bytes =
-        columns * (2 * U::kSplits + 2 * U::kStages) + x_columns * U::kStages +
+        columns * (2 * U::kSplits + 2 * U::kStages) + size_t(U::x_row_bytes(tile.groups * tile.images)) * U::kStages +
         4 * kTensorLine * size_t(U::kChannelRows + U::kImageRows * tile.images);
     const size_t merge_bytes = size_t(tile.threads / 32) * U::kOutputs * kVector<T> * 4;
     return launch(depthwise_tensor_bwd_kernel<K>, dim3(unsigned(tile.channel_blocks * tile.parts)),

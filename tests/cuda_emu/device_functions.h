@@ -66,7 +66,7 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, EMULATO
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, EMULATOR_SITE) {
     const unsigned char mine = predicate != 0;
-    const emulator::Lanes lanes = emulator::all_gather(mask, &mine, 1, site);
+    const emulator::Lanes& lanes = emulator::all_gather(mask, &mine, 1, site);
     unsigned votes = 0;
     for (int i = 0; i < 32; ++i)
         if (mask >> i & 1u) votes |= unsigned(lanes.bytes[i][0]) << i;

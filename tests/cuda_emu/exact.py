@@ -1,4 +1,4 @@
-"""Depthwise results that only unmixed channels and unrounded operands give, to the bit."""
+"""What only unmixed channels and unrounded operands give in depthwise convolution, to the bit."""
 
 from __future__ import annotations
 
@@ -20,6 +20,15 @@ def _depthwise(x: Tensor, w: Tensor, affine: Tensor | None, backend: str) -> lis
     return list(op.depthwise(x, w, 1, PAD, affine, act, [], 0.0, "identity", reduce, backend))
 
 
+def _gradients(
+    g: Tensor, x: Tensor, w: Tensor, coef: Tensor, affine: Tensor | None, backend: str
+) -> list[Tensor]:
+    """dx and dw, of a linear batch norm behind and, with ``affine``, of one before."""
+    behind, pad = (coef, None, "identity", None, None), [w.shape[-1] // 2] * 4
+    before = (affine, "identity", None, None, True, True)
+    return list(op.depthwise_bwd(g, x, x, w, 1, pad, *behind, *before, backend))[:2]
+
+
 def check_infinities(native: ModuleType) -> None:
     """An infinity or NaN of one channel shows in that channel, where its window is, and only there.
 
@@ -37,6 +46,16 @@ def check_infinities(native: ModuleType) -> None:
             for mine, exact in zip(ours, truth, strict=True):
                 assert torch.equal(torch.isnan(mine), torch.isnan(exact))
                 assert torch.equal(torch.isinf(mine), torch.isinf(exact))
+        # Not at an edge, where zeros of padding join them in the weights' gradient.
+        g, coef = torch.randn_like(x), torch.randn(4, 16)
+        x = torch.randn_like(g)
+        g[0, 3, 4, 5], g[0, 2, 2, 2], g[1, 9, 6, 16] = INFINITY, -INFINITY, float("nan")
+        with emulated(native):
+            dx, dw = _gradients(g, x, w, coef, None, "cuda")
+        dx_true, dw_true = _gradients(g.double(), x.double(), w.double(), coef, None, "reference")
+        assert torch.equal(torch.isnan(dx), torch.isnan(dx_true))
+        assert torch.equal(torch.isinf(dx), torch.isinf(dx_true))
+        assert torch.equal(torch.isfinite(dw), torch.isfinite(dw_true))
 
 
 def check_halves(native: ModuleType) -> None:
@@ -50,3 +69,14 @@ def check_halves(native: ModuleType) -> None:
         y, _ = op.depthwise(x, w, *arguments, "cuda")
     truth, _ = op.depthwise(x.double(), w.double(), *arguments, "reference")
     assert torch.equal(y.double(), truth)
+
+    # Of the two operands of the weights' gradient one needs its low half, the other is 1.
+    plus_one, same = torch.tensor([[1.0], [0.0], [0.0], [1.0]]).expand(4, 8).contiguous(), None
+    one = torch.ones_like(x)
+    just_g = plus_one * torch.tensor([[1.0], [0.0], [0.0], [0.0]])
+    for g, of, coef, affine in ((x, one, plus_one, same), (one, x, just_g, torch.ones(2, 8))):
+        with emulated(native):
+            ours = _gradients(g, of, w, coef, affine, "cuda")
+        truth_of = _gradients(g.double(), of.double(), w.double(), coef, affine, "reference")
+        for mine, exact in zip(ours, truth_of, strict=True):
+            assert torch.equal(mine, exact.to(mine.dtype))

@@ -285,7 +285,7 @@ void sync_threads(Site site) {
     to_main();
 }
 
-Lanes all_gather(unsigned mask, const void* value, size_t bytes, Site site) {
+const Lanes& all_gather(unsigned mask, const void* value, size_t bytes, Site site) {
     Fiber& fiber = *device.current;
     Warp& warp = device.warps[fiber.number / 32];
     const int lane = fiber.number & 31;
@@ -322,7 +322,7 @@ Lanes all_gather(unsigned mask, const void* value, size_t bytes, Site site) {
 bool any_nan(float value, Site site) {
     const unsigned char mine = value != value;
     if (mine && !nan_expected) fail(site, "NaN in a sum of finite operands: something not written?");
-    const Lanes lanes = all_gather(0xffffffffu, &mine, 1, site);
+    const Lanes& lanes = all_gather(0xffffffffu, &mine, 1, site);
     return std::any_of(lanes.bytes, lanes.bytes + 32, [](const auto& lane) { return lane[0] != 0; });
 }
 
