@@ -10,9 +10,9 @@
 // it. The second is, per tap, the diagonal of a product (8 channels x pixels) (pixels x 8 channels).
 // fp32 operands are split into high and low halves: high high + low high + high low.
 //
-// Data path. Rows of g, y and x come down by asynchronous copies, kStages of them. A warp owns
-// kOctets octets of columns of one vector of channels. At step s it rebuilds row s + 1 of dy
-// (gradient.cuh) for the block, into a ring of K + 1 split rows; activates its own pixels of row s
+// Data path. Rows of g, y and x come down by asynchronous copies, kStages of them. A block owns
+// kOctets octets of columns, and a warp one vector of channels. At step s it rebuilds row s + 1 of dy
+// (gradient.cuh), into a ring of K + 1 split rows; activates its own pixels of row s
 // of x, whose halves stay in registers for K steps; adds row s of dy to the K rows of dx that it
 // belongs to, of which one is then complete; and multiplies row s - K + 1 of dy with the K rows of
 // x that its taps join it to. One barrier per step.
@@ -44,15 +44,11 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
 
     const int part = blockIdx.x / tile.channel_blocks;
     const int channel0 = (blockIdx.x - part * tile.channel_blocks) * tile.vectors * kVector<T>;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int lane = threadIdx.x % 32, vector = threadIdx.x / 32;  // a warp's
     const int g = lane / 4, t = lane % 4;
-    const int vector = warp % tile.vectors, chunk = warp / tile.vectors;
-    const int chunks = blockDim.x / 32 / tile.vectors;
-    const int octet = chunk * U::kOctets;              // the warp's first
     const int channel = vector * kVector<T> + 2 * t;   // the lane's first of two
     const int own = vector * kVectorBytes + 4 * t;     // their place in a pixel
-    const int own_x = own + (octet * kOctet + g) * kTensorPitch;  // in a row of x
-    const int first_rebuilt = (chunk * kOctet + g) * kTensorPitch;
+    const int own_x = own + g * kTensorPitch;  // in a row of x
     const bool given = channel0 + channel < shape.c;
     const bool undo = p.op.sums != nullptr;            // in_act, on dx
     const auto first_channel = [&] {
@@ -69,13 +65,13 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
     int pairs_place[U::kTiles], turned_place[U::kTiles];
 #pragma unroll
     for (int i = 0; i < U::kTiles; i++) {
-        pairs_place[i] = row_place + begin(octet + 2 * i + m % 2) + m / 2 * kTensorPitch;
-        turned_place[i] = row_place + begin(octet + 2 * i + m / 2);
+        pairs_place[i] = row_place + begin(2 * i + m % 2) + m / 2 * kTensorPitch;
+        turned_place[i] = row_place + begin(2 * i + m / 2);
     }
     // Of one column: both tiles, or both halves of one.
     const int singles_place = U::kTiles == 2
-                                  ? row_place + begin(octet + m)
-                                  : row_place + begin(octet + m % 2) + m / 2 * row_bytes;
+                                  ? row_place + begin(m)
+                                  : row_place + begin(m % 2) + m / 2 * row_bytes;
 
     // Taps turned around, on diagonals.
     uint32_t taps[K][K];
@@ -140,7 +136,7 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
             unsigned inside = 0, image_of = 0;
 #pragma unroll
             for (int i = 0; i < U::kRebuilds; i++) {
-                const int pixel = (i * chunks + chunk) * kOctet + g;
+                const int pixel = i * kOctet + g;
                 const int image = pixel / tile.columns_in;
                 const int column = first_v - (K - 1) + pixel - image * tile.columns_in;
                 if (image >= tile.images || image0 + image >= shape.n || !given) continue;
@@ -152,8 +148,8 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
             int place[U::kOctets];
 #pragma unroll
             for (int o = 0; o < U::kOctets; o++) {
-                const int image = (octet + o) / tile.groups;
-                const int column = (octet + o - image * tile.groups) * kOctet + g;
+                const int image = o / tile.groups;
+                const int column = (o - image * tile.groups) * kOctet + g;
                 const int w = first_v - shape.pad_left + column;
                 if (image < tile.images && image0 + image < shape.n && given &&
                     unsigned(w) < unsigned(shape.w)) {
@@ -202,7 +198,7 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
                     // No branch: what does not exist is computed of the row's first pixel.
                     const bool real = (inside >> i & 1) != 0;
                     const int at =
-                        own + (real ? first_rebuilt + i * chunks * kOctet * kTensorPitch : 0);
+                        own + (real ? (i * kOctet + g) * kTensorPitch : 0);
                     if (tile.images > 1) {
                         const float* const image =
                             image_rows + (image_of >> 4 * i & 15) * U::kImageRows * kLine + channel;
@@ -373,8 +369,8 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
 #pragma unroll 1
                         for (int i = 0; i < 2 * U::kOctets; i++) {
                             const int o = i / 2, groups = opaque(tile.groups);
-                            const int image = (opaque(octet) + o) / groups;
-                            const int column = (octet + o - image * groups) * kOctet + g;
+                            const int image = o / groups;
+                            const int column = (o - image * groups) * kOctet + g;
                             const int at = opaque(channel) + i % 2;
                             const float exact =
                                 exists(o) ? sum_of_taps<K>(p, image0 + image,

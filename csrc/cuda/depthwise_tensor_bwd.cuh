@@ -9,11 +9,11 @@ namespace effnet_fast {
 
 template <int K>
 struct TensorBwd {
-    static constexpr int kTiles = K == 3 ? 2 : 1;  // of 16 columns per warp
+    static constexpr int kTiles = K == 3 ? 2 : 1;  // of 16 columns per block
     static constexpr int kOctets = 2 * kTiles;
     static constexpr int kStages = 4;
     static constexpr int kSplits = K + 1;
-    static constexpr int kThreads = 192, kResident = 2;
+    static constexpr int kThreads = 32 * kTensorVectors, kResident = 2;
     static constexpr int kHalo = K - 1;
     static constexpr int kSlots = kTiles;  // vectors of a row of y that a thread copies
     static constexpr int kRebuilds = ceil_div(kOctets * (kOctet + kHalo), kOctet);  // octets of dy
@@ -23,7 +23,7 @@ struct TensorBwd {
     // Scale, shift, b, mean, c of dy; scale, shift, mean of x. Of each image: a gate, a dpool.
     static constexpr int kChannelRows = 8, kImageRows = 2;
     static constexpr int kFixedBytes =
-        4 * kTensorLine * (kChannelRows + kImageRows * kOctets * (kThreads / 32));
+        4 * kTensorLine * (kChannelRows + kImageRows * kOctets);
     // Of a row of x: also of the octets beyond the last that its warp reads.
     static constexpr __host__ __device__ int x_row_bytes(int octets) {
         return ceil_div(octets, kOctets) * kOctets * kOctet * kTensorPitch;
@@ -64,8 +64,8 @@ __device__ __forceinline__ float sum_of_taps(const BwdParams& p, int n, int c, i
     return sum;
 }
 
-// This program's row of partials: of the weights the diagonals of its lanes' products, the warps of
-// one vector in their order. `all`: [warps][kOutputs][8].
+// This program's row of partials: of the weights, the diagonals of its lanes' products. `all`:
+// [vectors][kOutputs][8].
 template <int K>
 __device__ __forceinline__ void store_sums(const BwdParams& p, int part, int channel0,
                                            const float (&dw)[K][TensorBwd<K>::kPairs + 1][4],
@@ -109,12 +109,8 @@ __device__ __forceinline__ void store_sums(const BwdParams& p, int part, int cha
     for (int i = threadIdx.x; i < U::kOutputs * channels; i += blockDim.x) {
         const int output = i / channels, at = i - output * channels;
         if (channel0 + at >= p.op.shape.c) continue;
-        float sum = 0.0f;
-        for (int k = 0; k < int(blockDim.x) / 32 / tile.vectors; k++) {
-            sum += all[((k * tile.vectors + at / kChannels) * U::kOutputs + output) * kChannels +
-                       at % kChannels];
-        }
-        p.partials[(int64_t(part) * U::kOutputs + output) * p.op.shape.c + channel0 + at] = sum;
+        p.partials[(int64_t(part) * U::kOutputs + output) * p.op.shape.c + channel0 + at] =
+            all[(at / kChannels * U::kOutputs + output) * kChannels + at % kChannels];
     }
 }
 

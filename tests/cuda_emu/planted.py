@@ -178,8 +178,6 @@ DEPTHWISE_TENSOR_BWD = [
         "depthwise_bwd"),
     Bug("tensor backward: both halves in one sum", OPERANDS_BWD, "to[0] = first + second;",
         "to[0] = first;", "depthwise_bwd"),
-    Bug("tensor backward: only one warp's sums", OPERANDS_BWD,
-        "k < int(blockDim.x) / 32 / tile.vectors; k++) {", "k < 1; k++) {", "depthwise_bwd"),
     Bug("tensor backward: an infinity spreads to other channels", TENSOR_BWD,
         "if (any_nan(any)) {", "if (any_nan(0.0f)) {", "infinities"),
 ]  # fmt: skip
