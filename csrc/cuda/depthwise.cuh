@@ -118,18 +118,23 @@ inline Tile cut(const TileLimits& limits, int n, int c, int rows, int columns, i
     return tile;
 }
 
-// The same with the line that leaves the fewest threads idle and reads the narrowest halo; the
-// longest of those, of at most `longest` vectors.
+// The same with the line that keeps a block, of which so many are resident, busiest: with channels
+// and columns that exist, in all waves, and not with halo. Of equals the fewest threads; of at most
+// `longest` vectors.
 inline Tile make_tile(const TileLimits& limits, int n, int c, int rows, int columns, int longest) {
     Tile best = {};
     double best_share = 0.0;
     for (const int vectors : {kLineVectors, 6, 4}) {
         if (vectors > longest) continue;
         const Tile tile = cut(limits, n, c, rows, columns, vectors);
-        const double share = double(c) * columns * tile.images * columns /
-                             (double(tile.channel_blocks) * tile.column_tiles * tile.threads *
-                              tile.column_tiles * tile.columns_in);
-        if (share > best_share) best = tile, best_share = share;
+        const double blocks = double(tile.channel_blocks) * tile.column_tiles;
+        const double read = double(tile.column_tiles) * tile.columns_in / limits.columns_in;
+        const double waves = ceil_div(tile.items, tile.parts) * double(tile.parts);
+        const double share = double(c) * columns / blocks * tile.images *
+                             (double(columns) / limits.columns / read) * (tile.items / waves);
+        if (share > best_share || (share == best_share && tile.threads < best.threads)) {
+            best = tile, best_share = share;
+        }
     }
     return best;
 }

@@ -177,7 +177,7 @@ DEPTHWISE_TENSOR_BWD = [
         "const int x = (phase + 1 + tap) % K;", "const int x = (phase + tap) % K;",
         "depthwise_bwd"),
     Bug("tensor backward: both halves in one sum", OPERANDS_BWD, "to[0] = first + second;",
-        "to[0] = first;", "depthwise_bwd"),
+        "to[0] = first;", "halves"),
     Bug("tensor backward: an infinity spreads to other channels", TENSOR_BWD,
         "if (any_nan(any)) {", "if (any_nan(0.0f)) {", "infinities"),
 ]  # fmt: skip
