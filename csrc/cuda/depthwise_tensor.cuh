@@ -10,7 +10,7 @@ namespace effnet_fast {
 constexpr int kOctet = 8;           // columns of y that are the rows of an 8 x 8 matrix
 constexpr int kOctetsPerWarp = 2;   // the 16 rows of a product
 constexpr int kVectorsPerWarp = 2;  // of 8 channels: whole sectors of y
-constexpr int kTensorVectors = 6;   // per block, at most
+constexpr int kTensorVectors = 4;   // per block, at most
 constexpr int kTensorLine = kTensorVectors * 8;
 // Bytes from pixel to pixel: 7 places of 16 bytes, so that any 8 neighbours are in distinct banks.
 constexpr int kTensorPitch = (kTensorVectors + 1) * kVectorBytes;
@@ -22,8 +22,8 @@ struct TensorUnroll {
     static constexpr int kPeriod = S * kAccumulators;      // input rows until the pattern repeats
     static constexpr int kRing = S == 1 ? 8 : 5;           // rows; all but one of them on their way
     static constexpr int kSplitRows = kPrologue ? 4 : 0;   // high and low halves, twice
-    static constexpr int kThreads = 192;
-    static constexpr int kResident = 2;  // blocks per multiprocessor
+    static constexpr int kThreads = 128;
+    static constexpr int kResident = K == 3 ? 4 : 3;  // blocks per multiprocessor
     static constexpr int kSlots = S + 1;              // vectors of a row that a thread copies
     static constexpr int kHalo = K - 1;               // columns of a row beside 8 S per octet
     // Bytes per pixel of a row, and floats beside the rows.

@@ -13,7 +13,7 @@ struct TensorBwd {
     static constexpr int kOctets = 2 * kTiles;
     static constexpr int kStages = 4;
     static constexpr int kSplits = K + 1;
-    static constexpr int kThreads = 32 * kTensorVectors, kResident = 2;
+    static constexpr int kThreads = 32 * kTensorVectors, kResident = 3;
     static constexpr int kHalo = K - 1;
     static constexpr int kSlots = kTiles;  // vectors of a row of y that a thread copies
     static constexpr int kRebuilds = ceil_div(kOctets * (kOctet + kHalo), kOctet);  // octets of dy
