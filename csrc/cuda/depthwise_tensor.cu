@@ -128,6 +128,8 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                                      ((row * shape.q + q0 + q) * shape.c + own_c) *
                                          int64_t(sizeof(T)));
             }
+            // Whether the warp has anything to do but to copy.
+            const bool works = __any_sync(0xffffffffu, there >> kOctetsPerWarp) != 0;
             // Steps first ... last - 1 read rows that are in x.
             const int first = max(0, -h0), last = min(steps, shape.h - h0);
             const auto in_x = [&](int step) {
@@ -172,6 +174,7 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                     commit_async();
                     free_slot = slot;
                     slot = slot == (U::kRing - 1) * row_bytes ? 0 : slot + row_bytes;
+                    if (!works) continue;
                     if (in_x(step)) {
                         multiply_row<T, K, S>(acc, taps, row + pairs_place, row + singles_place,
                                               phase, true);
@@ -189,6 +192,13 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                     const auto of = [&](int o, int k) -> float& {
                         return done[k / 2][2 * o + k % 2];
                     };
+                    float finish[kVectorsPerWarp][4] = {};  // on its way meanwhile
+                    if (p.finish) {
+#pragma unroll
+                        for (int v = 0; v < kVectorsPerWarp; v++) {
+                            load_some(finishing + (channel + v * kVector<T>) * 2, finish[v]);
+                        }
+                    }
                     // An infinity or NaN makes the other seven channels of its vector NaN, so that
                     // of two neighbours one shows, in one lane or another.
                     const float any = (of(0, 0) + of(0, 2)) + (of(1, 0) + of(1, 2));
@@ -245,8 +255,7 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                     if (p.finish) {
 #pragma unroll
                         for (int v = 0; v < kVectorsPerWarp; v++) {
-                            float f[4];
-                            load_some(finishing + (channel + v * kVector<T>) * 2, f);
+                            const float (&f)[4] = finish[v];
 #pragma unroll
                             for (int i = 0; i < 4; i++) {
                                 done[v][i] = fmaf(done[v][i], f[i % 2], f[2 + i % 2]);

@@ -59,7 +59,7 @@ def check_infinities(native: ModuleType) -> None:
 
 
 def check_halves(native: ModuleType) -> None:
-    """257 and 256 differ though bf16 rounds one to the other: the affine's result is not rounded."""
+    """257 and 256 differ though bf16 rounds one to the other: operands are not rounded."""
     x = torch.tensor([256.0, 255.0]).repeat(10).expand(1, 8, 6, 20).to(torch.bfloat16)
     x = x.contiguous(memory_format=torch.channels_last)
     w = torch.zeros(8, 1, 3, 3, dtype=torch.bfloat16)
