@@ -53,15 +53,15 @@ struct Tile {
 constexpr int kStripRows = 4;
 
 struct TileLimits {
-    int vector;        // elements of 16 bytes
-    int lanes;         // channels per thread
-    int columns;       // output columns per thread
-    int columns_in;    // that those read, and
-    int halo;          // how many more a row of threads does
-    int slots;         // 16-byte vectors per thread and row of the ring
-    int threads;       // per block, at most
-    int resident;      // blocks per multiprocessor
-    int unit;          // threads per vector for each `unit_groups` groups; 0: `lanes` says
+    int vector;      // elements of 16 bytes
+    int lanes;       // channels per thread
+    int columns;     // output columns per thread
+    int columns_in;  // that those read, and
+    int halo;        // how many more a row of threads does
+    int slots;       // 16-byte vectors per thread and row of the ring
+    int threads;     // per block, at most
+    int resident;    // blocks per multiprocessor
+    int unit;        // threads per vector for each `unit_groups` groups; 0: `lanes` says
     int unit_groups;
     int images;        // per block, at most
     int max_rows;      // output rows per item

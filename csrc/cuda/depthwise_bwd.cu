@@ -395,9 +395,9 @@ struct Layout {
         limits.columns_in = U::kPositions, limits.halo = U::kWindow - 1;
         limits.slots = U::kSlots, limits.threads = U::kThreads, limits.resident = kResident;
         limits.max_rows = kMaxItemRows;
-        limits.images = std::min({images_in_reach(args.x),
-                                  images_in_reach(dense_map(args.y, s.p, s.q, s.c)),
-                                  images_in_reach(dense_map(args.dx, s.h, s.w, s.c))});
+        limits.images =
+            std::min({images_in_reach(args.x), images_in_reach(dense_map(args.y, s.p, s.q, s.c)),
+                      images_in_reach(dense_map(args.dx, s.h, s.w, s.c))});
         limits.pixel_bytes = kPixelBytes + kImageBytes / 4;
         limits.shared_bytes = kMaxSharedBytes - kParameterBytes - kImageBytes;
         return make_tile(limits, s.n, s.c, p->u1 - p->u0 + 1,

@@ -21,7 +21,7 @@ struct BwdParams {
     int u1;        // last row of positions that does
     int x_row_bytes, y_row_bytes, dx_row_bytes, dx_column_bytes;
     int64_t to_g, to_residual;  // bytes from y, and from dx
-    float* partials;  // [parts][taps + kSums][C]
+    float* partials;            // [parts][taps + kSums][C]
 };
 
 inline void place_positions(const DepthwiseBwdArgs& args, BwdParams* p) {
@@ -38,7 +38,8 @@ inline bool whole_maps(const DepthwiseBwdArgs& args) {
            whole_vectors(dense_map(args.g, s.p, s.q, s.c), s.dtype, s.c);
 }
 
-// depthwise_tensor_bwd.cu: whether its kernel takes an op, its programs per channel, and its launch.
+// depthwise_tensor_bwd.cu: whether its kernel takes an op, its programs per channel, and its
+// launch.
 bool bwd_tensor_takes(const DepthwiseBwdArgs& args);
 int bwd_tensor_parts(const DepthwiseBwdArgs& args);
 cudaError_t depthwise_bwd_tensor(BwdParams& p, cudaStream_t stream);

@@ -303,8 +303,8 @@ bool finishes(const DepthwiseArgs& args) {
     return args.out_bn.mean.data != nullptr || args.out_act != Activation::kIdentity;
 }
 
-// fp32 as inference has it, in whole vectors, has a kernel of its own; 16-bit types of whole vectors
-// are taken by depthwise_tensor.cu.
+// fp32 as inference has it, in whole vectors, has a kernel of its own; 16-bit types of whole
+// vectors are taken by depthwise_tensor.cu.
 bool general(const DepthwiseArgs& args) {
     return prologue(args) || args.shape.dtype != DType::kFloat32 ||
            !whole_vectors(args.x, args.shape.dtype, args.shape.c);
@@ -325,8 +325,8 @@ Tile tile_of(const DepthwiseArgs& args) {
     limits.columns = kCols, limits.columns_in = kCols * S, limits.halo = K - S;
     limits.slots = U::kSlots, limits.threads = U::kThreads, limits.resident = kFwdResident;
     limits.max_rows = kMaxFwdRows;
-    limits.images = std::min(images_in_reach(args.x),
-                             images_in_reach(dense_map(args.y, s.p, s.q, s.c)));
+    limits.images =
+        std::min(images_in_reach(args.x), images_in_reach(dense_map(args.y, s.p, s.q, s.c)));
     limits.pixel_bytes = U::kPixelBytes;
     const int cells = kMaxFwdRows / kPoolRows * U::kLanes;  // per thread
     limits.shared_bytes =

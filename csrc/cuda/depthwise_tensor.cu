@@ -1,10 +1,11 @@
 // Depthwise convolution forward on tensor cores, for 16-bit types and aligned vectors:
 // y = act(bn(conv(act(affine(x))))), its moments or its pool sums.
 //
-// A product of 16 pixels x (2 taps x 8 channels) and (2 taps x 8 channels) x 8 channels whose second
-// operand is two diagonals of weights adds two taps of 128 outputs in one instruction, where FFMA
-// takes eight. 15 of its 16 terms are zeros, but there is matrix rate to spare and no issue slots,
-// and the rows of NHWC are such matrices as they lie: ldmatrix reads any 8 neighbouring pixels.
+// A product of 16 pixels x (2 taps x 8 channels) and (2 taps x 8 channels) x 8 channels whose
+// second operand is two diagonals of weights adds two taps of 128 outputs in one instruction, where
+// FFMA takes eight. 15 of its 16 terms are zeros, but there is matrix rate to spare and no issue
+// slots, and the rows of NHWC are such matrices as they lie: ldmatrix reads any 8 neighbouring
+// pixels.
 //
 // Data path. Rows of x come down H through a ring in shared memory, kRing - 1 of them on their way,
 // by asynchronous 16-byte copies. A warp owns 16 columns and 16 channels; it reads a row once per
@@ -86,8 +87,7 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
         if (kPrologue) {
             const bool given = p.op.in_affine != nullptr && c < shape.c;
             affine[i] = p.in_act.factor * (given ? p.op.in_affine[c] : 1.0f);
-            affine[kTensorLine + i] =
-                given ? p.in_act.factor * p.op.in_affine[shape.c + c] : 0.0f;
+            affine[kTensorLine + i] = given ? p.in_act.factor * p.op.in_affine[shape.c + c] : 0.0f;
         }
     }
     if (kPrologue) store_some(shifts, {0.0f, 0.0f, 0.0f, 0.0f});
@@ -110,8 +110,8 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
             loader.place(tile, p.op.x, shape.n, shape.w, shape.c, image0, h0,
                          q0 * S - shape.pad_left, first_channel(), kPrologue ? split_rows : ring,
                          kPrologue ? U::kSplitRows : U::kRing, row_bytes);
-            // This lane's pixel of either octet: the 8 of its 32 bytes that this lane stores, in the
-            // next row of y; whether it exists, and whether those do.
+            // This lane's pixel of either octet: the 8 of its 32 bytes that this lane stores, in
+            // the next row of y; whether it exists, and whether those do.
             unsigned char* y[kOctetsPerWarp];
             unsigned there = 0;  // bit o, and 2 + o
             const auto exists = [&](int o) { return (there >> o & 1) != 0; };
@@ -155,8 +155,7 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                     if constexpr (kPrologue) {
                         unsigned char* const high = split_rows + step % 2 * 2 * row_bytes;
                         if (in_x(step)) {
-                            const float* const a =
-                                affine + threadIdx.x % tile.vectors * kVector<T>;
+                            const float* const a = affine + threadIdx.x % tile.vectors * kVector<T>;
                             loader.split(row, high, row_bytes, [&](float (&v)[kVector<T>]) {
 #pragma unroll
                                 for (int e = 0; e < kVector<T>; e++) {
@@ -180,8 +179,8 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                                               phase, true);
                         if constexpr (kPrologue) {
                             row += row_bytes;
-                            multiply_row<T, K, S>(acc, taps, row + pairs_place,
-                                                  row + singles_place, phase, false);
+                            multiply_row<T, K, S>(acc, taps, row + pairs_place, row + singles_place,
+                                                  phase, false);
                         }
                     }
                     if ((phase - (K - 1) + U::kPeriod * K) % S != 0 || step < K - 1) continue;
@@ -196,7 +195,7 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                     if (p.finish) {
 #pragma unroll
                         for (int v = 0; v < kVectorsPerWarp; v++) {
-                            load_some(finishing + (channel + v * kVector<T>) * 2, finish[v]);
+                            load_some(finishing + (channel + v * kVector<T>)*2, finish[v]);
                         }
                     }
                     // An infinity or NaN makes the other seven channels of its vector NaN, so that
@@ -261,8 +260,7 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                                 done[v][i] = fmaf(done[v][i], f[i % 2], f[2 + i % 2]);
                             }
                         }
-                        apply<T>(p.out_act,
-                                 reinterpret_cast<float (&)[4 * kVectorsPerWarp]>(done));
+                        apply<T>(p.out_act, reinterpret_cast<float (&)[4 * kVectorsPerWarp]>(done));
                     }
 #pragma unroll
                     for (int o = 0; o < kOctetsPerWarp; o++) {
@@ -284,9 +282,9 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                     }
                     if (step == flush) {
                         const int strip = (step - (K - 1)) / S / kPoolRows;
-                        float* const cell = cells +
-                                            (strip * cell_octets + octet + g / kSums) * kTensorLine +
-                                            channel_of(g % kSums);
+                        float* const cell =
+                            cells + (strip * cell_octets + octet + g / kSums) * kTensorLine +
+                            channel_of(g % kSums);
                         const float before = column_tile > 0 ? *cell : 0.0f;
                         *cell = before + sum_across(sums);
 #pragma unroll
@@ -307,8 +305,8 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
             const int rows = min(tile.rows, shape.p - item % tile.strips * tile.rows);
             for (int o = 0; o < kOctetsPerWarp; o++) {
                 const int image = (octet + o) / tile.groups;
-                const bool exists = image < tile.images &&
-                                    item / tile.strips * tile.images + image < shape.n;
+                const bool exists =
+                    image < tile.images && item / tile.strips * tile.images + image < shape.n;
                 for (int q = (octet + o - image * tile.groups) * kOctet + g; exists && q < shape.q;
                      q += tile.groups * kOctet) {
                     count += rows;
@@ -318,7 +316,8 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
         RunningMoments<kSums> moments;
         load_some(shifts, moments.shift);
 #pragma unroll
-        for (int k = 0; k < kSums; k++) moments.sum[k] = sums[k], moments.squares[k] = sums[kSums + k];
+        for (int k = 0; k < kSums; k++)
+            moments.sum[k] = sums[k], moments.squares[k] = sums[kSums + k];
         __syncthreads();
         const int warp_pairs = tile.vectors / kVectorsPerWarp;
         store_moments(
@@ -343,8 +342,8 @@ Tile tile_of(const DepthwiseArgs& args) {
     limits.slots = U::kSlots, limits.threads = U::kThreads, limits.resident = U::kResident;
     limits.unit = 32 / kVectorsPerWarp, limits.unit_groups = kOctetsPerWarp;
     limits.max_rows = U::kMaxRows;
-    limits.images = std::min(images_in_reach(args.x),
-                             images_in_reach(dense_map(args.y, s.p, s.q, s.c)));
+    limits.images =
+        std::min(images_in_reach(args.x), images_in_reach(dense_map(args.y, s.p, s.q, s.c)));
     limits.pixel_bytes = U::kPixelBytes;
     limits.shared_bytes = kMaxSharedBytes - U::kFixedBytes;
     return make_tile(limits, s.n, s.c, s.p, s.q, kTensorVectors);
@@ -375,8 +374,8 @@ cudaError_t launch_depthwise_tensor(FwdParams& p, cudaStream_t stream) {
     return launch_merge_moments(p.partials, p.counts, tile.parts, shape.c, p.op.reduced, stream);
 }
 
-// fp16 has no high half for a value beyond its range, and of 5 x 5 taps at stride 2 the addresses of
-// half as many copies again come on top of a thread's registers.
+// fp16 has no high half for a value beyond its range, and of 5 x 5 taps at stride 2 the addresses
+// of half as many copies again come on top of a thread's registers.
 template <class T>
 constexpr bool has_prologue_kernel(int kernel, int stride) {
     return std::is_same_v<T, __nv_bfloat16> && !(kernel == 5 && stride == 2);

@@ -31,9 +31,8 @@ struct TensorUnroll {
     static constexpr int kLineRows = kPrologue ? 4 : 2;  // scale, shift of y; of x
     static constexpr int kThreadFloats = kPrologue ? 4 : 0;
     static constexpr int kMaxRows = 56;  // of y per item: of pool cells there is one every 4th
-    static constexpr int kFixedBytes =
-        4 * (kLineRows * kTensorLine + kThreadFloats * kThreads +
-             kMaxRows / kPoolRows * (kThreads / 32) * kTensorLine);
+    static constexpr int kFixedBytes = 4 * (kLineRows * kTensorLine + kThreadFloats * kThreads +
+                                            kMaxRows / kPoolRows * (kThreads / 32) * kTensorLine);
     static_assert(kRing >= K, "no row above x is as far ahead as the copies run");
     static_assert(K % 2 == 1, "an output row ends with the parity that it began with");
 };
@@ -51,7 +50,7 @@ __host__ __device__ inline int cells_of(int octets) {
 template <class T, int S, int kSlots>
 struct TensorLoader {
     const unsigned char* from[kSlots];  // of slot s in the row that is copied next
-    int to[kSlots];  // its place in a row of the ring; negative: nothing to copy
+    int to[kSlots];                     // its place in a row of the ring; negative: nothing to copy
 
     // What lies outside the tensor is zeroed in the `rows` rows at `zeroed` that products read, and
     // is never written again.
@@ -68,8 +67,7 @@ struct TensorLoader {
             const int at = S == 1 ? column : column / 2 + column % 2 * (tile.columns_in / 2);
             from[s] = opaque_global(static_cast<const unsigned char*>(x.data) +
                                     (start + image * x.n_stride + column * x.w_stride +
-                                     vector * kVector<T>) *
-                                        int64_t(sizeof(T)));
+                                     vector * kVector<T>)*int64_t(sizeof(T)));
             to[s] = (image * tile.columns_in + at) * kTensorPitch + vector * kVectorBytes;
             const bool exists = image < tile.images;
             const bool inside = exists && image0 + image < n && column0 + column >= 0 &&
@@ -178,8 +176,8 @@ __device__ __forceinline__ float sum_of_taps(const FwdParams& p, int n, int c, i
     for (int tap = 0; tap < K * K; tap++) {
         const int row = h + tap / K, column = w + tap % K;
         if (unsigned(row) >= unsigned(shape.h) || unsigned(column) >= unsigned(shape.w)) continue;
-        float v = to_float(
-            x[n * p.op.x.n_stride + row * p.op.x.h_stride + column * p.op.x.w_stride + c]);
+        float v =
+            to_float(x[n * p.op.x.n_stride + row * p.op.x.h_stride + column * p.op.x.w_stride + c]);
         if (kPrologue) v = apply<T>(p.in_act, fmaf(v, affine[0], affine[kTensorLine]));
         sum = fmaf(v, to_float(taps[tap]), sum);
     }

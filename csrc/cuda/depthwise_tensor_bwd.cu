@@ -7,15 +7,15 @@
 //     dweight[i, j] += dy[u - i, v - j] * x[h, w]          x after its affine and activation
 //
 // The first is a forward convolution of dy with the taps turned around, as depthwise_tensor.cu has
-// it. The second is, per tap, the diagonal of a product (8 channels x pixels) (pixels x 8 channels).
-// fp32 operands are split into high and low halves: high high + low high + high low.
+// it. The second is, per tap, the diagonal of a product (8 channels x pixels) (pixels x 8
+// channels). fp32 operands are split into high and low halves: high high + low high + high low.
 //
 // Data path. Rows of g, y and x come down by asynchronous copies, kStages of them. A block owns
-// kOctets octets of columns, and a warp one vector of channels. At step s it rebuilds row s + 1 of dy
-// (gradient.cuh), into a ring of K + 1 split rows; activates its own pixels of row s
-// of x, whose halves stay in registers for K steps; adds row s of dy to the K rows of dx that it
-// belongs to, of which one is then complete; and multiplies row s - K + 1 of dy with the K rows of
-// x that its taps join it to. One barrier per step.
+// kOctets octets of columns, and a warp one vector of channels. At step s it rebuilds row s + 1 of
+// dy (gradient.cuh), into a ring of K + 1 split rows; activates its own pixels of row s of x, whose
+// halves stay in registers for K steps; adds row s of dy to the K rows of dx that it belongs to, of
+// which one is then complete; and multiplies row s - K + 1 of dy with the K rows of x that its taps
+// join it to. One barrier per step.
 #include "cuda/depthwise_tensor_bwd.cuh"
 
 namespace effnet_fast {
@@ -46,11 +46,11 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
     const int channel0 = (blockIdx.x - part * tile.channel_blocks) * tile.vectors * kVector<T>;
     const int lane = threadIdx.x % 32, vector = threadIdx.x / 32;  // a warp's
     const int g = lane / 4, t = lane % 4;
-    const int channel = vector * kVector<T> + 2 * t;   // the lane's first of two
-    const int own = vector * kVectorBytes + 4 * t;     // their place in a pixel
-    const int own_x = own + g * kTensorPitch;  // in a row of x
+    const int channel = vector * kVector<T> + 2 * t;  // the lane's first of two
+    const int own = vector * kVectorBytes + 4 * t;    // their place in a pixel
+    const int own_x = own + g * kTensorPitch;         // in a row of x
     const bool given = channel0 + channel < shape.c;
-    const bool undo = p.op.sums != nullptr;            // in_act, on dx
+    const bool undo = p.op.sums != nullptr;  // in_act, on dx
     const auto first_channel = [&] {
         return opaque(int(blockIdx.x)) % tile.channel_blocks * tile.vectors * kVector<T>;
     };
@@ -69,9 +69,8 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
         turned_place[i] = row_place + begin(2 * i + m / 2);
     }
     // Of one column: both tiles, or both halves of one.
-    const int singles_place = U::kTiles == 2
-                                  ? row_place + begin(m)
-                                  : row_place + begin(m % 2) + m / 2 * row_bytes;
+    const int singles_place =
+        U::kTiles == 2 ? row_place + begin(m) : row_place + begin(m % 2) + m / 2 * row_bytes;
 
     // Taps turned around, on diagonals.
     uint32_t taps[K][K];
@@ -159,13 +158,13 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
             }
             const auto exists = [&](int o) { return (there >> o & 1) != 0; };
             // Of the first row of dx.
-            unsigned char* dx = opaque_global(
-                static_cast<unsigned char*>(p.op.dx) +
-                (((int64_t(image0) * shape.h + first_u - shape.pad_top) * shape.w + first_v -
-                  shape.pad_left) *
-                     shape.c +
-                 first_channel() + channel) *
-                    int64_t(sizeof(T)));
+            unsigned char* dx =
+                opaque_global(static_cast<unsigned char*>(p.op.dx) +
+                              (((int64_t(image0) * shape.h + first_u - shape.pad_top) * shape.w +
+                                first_v - shape.pad_left) *
+                                   shape.c +
+                               first_channel() + channel) *
+                                  int64_t(sizeof(T)));
             const auto in_y = [&](int step) {
                 return unsigned(u_start + step) < unsigned(shape.p) && step < last;
             };
@@ -197,8 +196,7 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
                 for (int i = 0; i < U::kRebuilds; i++) {
                     // No branch: what does not exist is computed of the row's first pixel.
                     const bool real = (inside >> i & 1) != 0;
-                    const int at =
-                        own + (real ? (i * kOctet + g) * kTensorPitch : 0);
+                    const int at = own + (real ? (i * kOctet + g) * kTensorPitch : 0);
                     if (tile.images > 1) {
                         const float* const image =
                             image_rows + (image_of >> 4 * i & 15) * U::kImageRows * kLine + channel;
@@ -257,16 +255,16 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
                         load_some(channel_rows + 6 * kLine + channel, shift);
 #pragma unroll
                         for (int o = 0; o < U::kOctets; o++) {
-                            const uint32_t word = *reinterpret_cast<const uint32_t*>(
-                                row + o * kOctet * kTensorPitch);
+                            const uint32_t word =
+                                *reinterpret_cast<const uint32_t*>(row + o * kOctet * kTensorPitch);
                             x_words[o] = exists(o) ? word : 0;
                             widen_pair(x_words[o], a[o], T());
 #pragma unroll
                             for (int e = 0; e < 2; e++) a[o][e] = fmaf(a[o][e], scale[e], shift[e]);
                         }
-                        apply_and_slopes<T>(
-                            p.in_act, reinterpret_cast<float (&)[2 * U::kOctets]>(a),
-                            reinterpret_cast<float (&)[2 * U::kOctets]>(slopes));
+                        apply_and_slopes<T>(p.in_act,
+                                            reinterpret_cast<float (&)[2 * U::kOctets]>(a),
+                                            reinterpret_cast<float (&)[2 * U::kOctets]>(slopes));
 #pragma unroll
                         for (int o = 0; o < U::kOctets; o++) {
                             uint32_t high, low;
@@ -352,9 +350,8 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
                         }
                     }
                     newest = next, next = oldest;
-                    oldest = oldest == U::kSplits * split_bytes - split_bytes
-                                 ? 0
-                                 : oldest + split_bytes;
+                    oldest =
+                        oldest == U::kSplits * split_bytes - split_bytes ? 0 : oldest + split_bytes;
                     if (p.op.dx == nullptr || !in_x(step)) continue;
 
                     // That was the last row of dy for the row of dx that began K - 1 rows ago.
@@ -373,11 +370,10 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
                             const int column = (o - image * groups) * kOctet + g;
                             const int at = opaque(channel) + i % 2;
                             const float exact =
-                                exists(o) ? sum_of_taps<K>(p, image0 + image,
-                                                           first_channel() + at, u_start + step,
-                                                           first_v + column, channel_rows + at,
-                                                           image_rows +
-                                                               image * U::kImageRows * kLine + at)
+                                exists(o) ? sum_of_taps<K>(
+                                                p, image0 + image, first_channel() + at,
+                                                u_start + step, first_v + column, channel_rows + at,
+                                                image_rows + image * U::kImageRows * kLine + at)
                                           : 0.0f;
 #pragma unroll
                             for (int k = 0; k < 2 * U::kOctets; k++) {
@@ -407,8 +403,8 @@ __global__ void __launch_bounds__(TensorBwd<K>::kThreads, TensorBwd<K>::kResiden
                         for (int o = 0; o < U::kOctets; o++) {
                             float r[2] = {};
                             if (exists(o)) {
-                                load_some(
-                                    reinterpret_cast<const T*>(dx + p.to_residual + place[o]), r);
+                                load_some(reinterpret_cast<const T*>(dx + p.to_residual + place[o]),
+                                          r);
                             }
                             of(o, 0) += r[0], of(o, 1) += r[1];
                         }
@@ -438,9 +434,9 @@ Tile tile_of(const DepthwiseBwdArgs& args, BwdParams* p) {
     limits.threads = U::kThreads, limits.resident = U::kResident;
     limits.unit = 32, limits.unit_groups = U::kOctets;
     limits.max_rows = 64;
-    limits.images = std::min({images_in_reach(args.x),
-                              images_in_reach(dense_map(args.y, s.p, s.q, s.c)),
-                              images_in_reach(dense_map(args.dx, s.h, s.w, s.c))});
+    limits.images =
+        std::min({images_in_reach(args.x), images_in_reach(dense_map(args.y, s.p, s.q, s.c)),
+                  images_in_reach(dense_map(args.dx, s.h, s.w, s.c))});
     limits.pixel_bytes = U::kPixelBytes;
     limits.shared_bytes = kMaxSharedBytes - U::kFixedBytes;
     return make_tile(limits, s.n, s.c, p->u1 - p->u0 + 1, s.w - 1 + s.pad_left - p->v0 + 1,
@@ -466,7 +462,8 @@ cudaError_t launch_depthwise_tensor_bwd(BwdParams& p, cudaStream_t stream) {
     p.partials = static_cast<float*>(p.op.workspace);
     const size_t columns = size_t(tile.columns_in) * tile.images * kTensorPitch;
     const size_t stream_bytes =
-        columns * (2 * U::kSplits + 2 * U::kStages) + size_t(U::x_row_bytes(tile.groups * tile.images)) * U::kStages +
+        columns * (2 * U::kSplits + 2 * U::kStages) +
+        size_t(U::x_row_bytes(tile.groups * tile.images)) * U::kStages +
         4 * kTensorLine * size_t(U::kChannelRows + U::kImageRows * tile.images);
     const size_t merge_bytes = size_t(tile.threads / 32) * U::kOutputs * kVector<T> * 4;
     return launch(depthwise_tensor_bwd_kernel<K>, dim3(unsigned(tile.channel_blocks * tile.parts)),

@@ -22,8 +22,7 @@ struct TensorBwd {
     static constexpr int kPixelBytes = (2 * kSplits + 3 * kStages) * kTensorPitch;
     // Scale, shift, b, mean, c of dy; scale, shift, mean of x. Of each image: a gate, a dpool.
     static constexpr int kChannelRows = 8, kImageRows = 2;
-    static constexpr int kFixedBytes =
-        4 * kTensorLine * (kChannelRows + kImageRows * kOctets);
+    static constexpr int kFixedBytes = 4 * kTensorLine * (kChannelRows + kImageRows * kOctets);
     // Of a row of x: also of the octets beyond the last that its warp reads.
     static constexpr __host__ __device__ int x_row_bytes(int octets) {
         return ceil_div(octets, kOctets) * kOctets * kOctet * kTensorPitch;

@@ -1,8 +1,9 @@
 // Matrix fragments for tensor cores (sm_80 and newer): mma.sync and ldmatrix.
 //
-// A fragment spreads a matrix of 16-bit elements over a warp, two neighbours of a row in a register.
-// With g = lane / 4 and t = lane % 4, an 8 x 8 matrix has row g, columns 2 t and 2 t + 1 in its
-// register; of the products' 16 x 8 fp32 results a lane has rows g and g + 8 of those columns.
+// A fragment spreads a matrix of 16-bit elements over a warp, two neighbours of a row in a
+// register. With g = lane / 4 and t = lane % 4, an 8 x 8 matrix has row g, columns 2 t and 2 t + 1
+// in its register; of the products' 16 x 8 fp32 results a lane has rows g and g + 8 of those
+// columns.
 #pragma once
 
 #include <type_traits>
