@@ -1,4 +1,5 @@
-// Matrix fragments for tensor cores (sm_80 and newer): mma.sync and ldmatrix.
+// Matrix fragments from shared memory for tensor cores (sm_80 and newer), and products of them that
+// begin with other sums than they end with.
 //
 // A fragment spreads a matrix of 16-bit elements over a warp, two neighbours of a row in a
 // register. With g = lane / 4 and t = lane % 4, an 8 x 8 matrix has row g, columns 2 t and 2 t + 1
@@ -8,6 +9,7 @@
 
 #include <type_traits>
 
+#include "cuda/mma.cuh"
 #include "cuda/numeric.cuh"
 
 namespace effnet_fast {
@@ -39,23 +41,14 @@ __device__ __forceinline__ void load_transposed(const void* row, uint32_t (&matr
 #endif
 }
 
-// An 8 x 8 matrix, transposed in registers.
-__device__ __forceinline__ uint32_t transpose(uint32_t matrix) {
-#ifdef EFFNET_FAST_EMULATED
-    return emulator::transpose(matrix);
-#else
-    uint32_t transposed;
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(matrix));
-    return transposed;
-#endif
-}
-
 // d = c + [a0 a2; a1 a3] [b0; b1]: 16 x 16 times 16 x 8, of which the operand b is held transposed.
 template <class T>
 __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
                                              uint32_t b1, const float (&c)[4]) {
 #ifdef EFFNET_FAST_EMULATED
-    emulator::multiply_add<T>(d, a, b0, b1, c);
+    float sum[4] = {c[0], c[1], c[2], c[3]};
+    multiply_add<T>(sum, a[0], a[1], a[2], a[3], b0, b1);
+    for (int i = 0; i < 4; i++) d[i] = sum[i];
 #else
     if constexpr (std::is_same_v<T, __half>) {
         asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
@@ -79,7 +72,7 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], uint32_t a0, uint32_
                                              const float (&c)[4]) {
 #ifdef EFFNET_FAST_EMULATED
     const uint32_t a[4] = {a0, a1, 0, 0};
-    emulator::multiply_add<T>(d, a, b, 0, c);
+    multiply_add<T>(d, a, b, 0, c);
 #else
     if constexpr (std::is_same_v<T, __half>) {
         asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
