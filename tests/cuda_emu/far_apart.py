@@ -37,18 +37,22 @@ def check_far_apart(native: ModuleType) -> None:
     Of 17 small images a block of a depthwise kernel takes several, unless they lie far apart: what
     it sums over images is then added up in another order, for which the rule has its terms.
     """
-    _check(native, (2, 8, 9, 3), regrouped=())
-    _check(native, (17, 8, 5, 5), regrouped=REGROUPED)
+    for dtype in (torch.bfloat16, torch.float32):  # with tensor cores, and without
+        _check(native, (2, 8, 9, 3), dtype, regrouped=())
+        _check(native, (17, 8, 5, 5), dtype, regrouped=REGROUPED)
 
 
 def _check(
-    native: ModuleType, shape: tuple[int, int, int, int], regrouped: tuple[int, ...]
+    native: ModuleType,
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    regrouped: tuple[int, ...],
 ) -> None:
-    dense = torch.randn(shape).to(torch.bfloat16)
+    dense = torch.randn(shape).to(dtype)
     dense = dense.contiguous(memory_format=torch.channels_last)
     g = torch.randn_like(dense)
     affine, norm = torch.randn(2, 8), torch.rand(2, 8) + 0.5
-    coef, w = torch.randn(4, 8), torch.randn(8, 1, 3, 3).to(torch.bfloat16)
+    coef, w = torch.randn(4, 8), torch.randn(8, 1, 3, 3).to(dtype)
     fixed = (g, w, dense)
     ones = [1, 1, 1, 1]
     dw_grads = (None, "identity", None, None, affine, "silu", norm, None, True, True)

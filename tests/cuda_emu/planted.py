@@ -100,6 +100,8 @@ DEPTHWISE_TENSOR = [
     Bug("tensor: wrong parity of the columns at stride 2", OPERANDS,
         "column / 2 + column % 2 * (tile.columns_in / 2)",
         "column / 2 + (1 - column % 2) * (tile.columns_in / 2)", "depthwise"),
+    Bug("tensor: 32-bit offset of an image", OPERANDS, "const int64_t start = image0 * x.n_stride +",
+        "const int64_t start = int(image0 * x.n_stride) +", "far_apart"),
     Bug("tensor: padding not zeroed", OPERANDS, "r < rows && exists && !inside;",
         "r < 0 * rows && exists && !inside;", "depthwise"),
     Bug("tensor: lanes exchange the wrong halves", TENSOR, "odd ? low : high, 1)",
