@@ -13,10 +13,10 @@ LAYERS = (
     ("ops",),
     ("modules",),
     ("architecture", "weights", "checkpoints", "preprocess", "profile"),
-    ("models",),
-    ("engine",),
+    ("models", "mobilenet", "resnet"),
+    ("engine", "scaling", "cam"),
     ("",),
-    ("stock", "cli"),
+    ("stock", "tables", "cli"),
 )
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 OUTSIDE = ("tests", "bench", "examples")  # they import effnet_fast, never the other way
