@@ -76,7 +76,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N,C,H,W] -> [N,K,P,Q]."""
-        *expand, depthwise, project, bn = self.conv
+        layers: list[Any] = list(self.conv)
+        *expand, depthwise, project, bn = layers
         return run_block(
             expand[0].pair if expand else None,
             depthwise.pair,
