@@ -12,7 +12,7 @@ LAYERS = (
     ("limits", "reference", "backends", "kernels", "_C"),
     ("ops",),
     ("modules",),
-    ("architecture", "weights", "checkpoints", "preprocess", "profile"),
+    ("architecture", "weights", "checkpoints", "preprocess", "profile", "heatmap"),
     ("models", "mobilenet", "resnet"),
     ("engine", "scaling", "cam"),
     ("",),
