@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from effnet_fast.cli import bench, cam, classify, info, tune
+from effnet_fast.cli import bench, cam, classify, info, tables, tune
 from effnet_fast.cli.common import CommandError, complain
 
 
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     modules = {
-        "classify": classify, "cam": cam, "info": info, "bench": bench,
+        "classify": classify, "cam": cam, "info": info, "tables": tables, "bench": bench,
         "tune": tune,
     }  # fmt: skip
     for name, module in modules.items():
