@@ -13,8 +13,9 @@ from effnet_fast.scaling import Trial, grid_search
 from tests.t1.evaluators import judge
 
 BASELINE = Variant(0.25, 0.3, 224, 0.2)
-#: By resolution: 224 twice, 269 raises, 314 is NaN, 381 is killed, 246 is good.
-GRID = [(2.0, 1.0, 1.0), (1.0, 1.4, 1.0), (1.4, 1.0, 1.2), (1.0, 1.0, 1.4), (1.0, 1.0, 1.7),
+#: By resolution: 381 is killed (at once, so that its worker is missed), 224 twice is good, 269
+#: raises, 314 is NaN, 246 is good.
+GRID = [(1.0, 1.0, 1.7), (2.0, 1.0, 1.0), (1.0, 1.4, 1.0), (1.4, 1.0, 1.2), (1.0, 1.0, 1.4),
         (1.7, 1.0, 1.1)]  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def test_the_journal_has_a_line_for_every_evaluation(searches: Searches) -> None
 # ---------------------------------------------------------------- the journal, without processes
 
 
-def finished(path: Path, grid: list[tuple[float, float, float]] = GRID[:2], **other: Any) -> Any:
+def finished(path: Path, grid: list[tuple[float, float, float]] = GRID[1:3], **other: Any) -> Any:
     """A search of points that `path` has: no evaluation is needed."""
     return grid_search(refuse, grid=grid, journal=path, **{"baseline": BASELINE, **other})
 
