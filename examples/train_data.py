@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 from effnet_fast.preprocess import Recipe, to_rgb
 from effnet_fast.stock import import_torchvision
 
-torchvision = import_torchvision()
 Transform = Callable[[Image.Image], Tensor]
 #: AutoAugment's policies, by the data that each was found on; only digits must not be mirrored.
 POLICIES = {"imagenet": "IMAGENET", "cifar10": "CIFAR10", "svhn": "SVHN"}
@@ -50,6 +49,7 @@ def load(name: str, root: Path, augment: str, recipe: Recipe, download: bool) ->
     change = recipe if augment == "none" else augmented(augment, recipe)
     if name == "digits":
         return Data(Digits(True, change), Digits(False, recipe), 10)
+    torchvision = import_torchvision()
     if name == "folder":
         training = torchvision.datasets.ImageFolder(root / "train", change)
         validation = torchvision.datasets.ImageFolder(root / "val", recipe)
@@ -77,7 +77,7 @@ def load(name: str, root: Path, augment: str, recipe: Recipe, download: bool) ->
 
 def augmented(policy: str, recipe: Recipe) -> Transform:
     """Random crop, mirroring where it makes sense, AutoAugment, normalisation by ``recipe``."""
-    t = torchvision.transforms
+    t = import_torchvision().transforms
     steps = [to_rgb]
     if policy in MIRRORED:
         steps += [t.RandomResizedCrop(recipe.crop), t.RandomHorizontalFlip()]

@@ -51,7 +51,7 @@ def test_keys_and_seeded_weights_are_torchvisions(name: str) -> None:
 def test_results_are_torchvisions(
     name: str, step: Callable[[nn.Module, Tensor], list[Tensor]]
 ) -> None:
-    parity = run(*pair(name), images(), step)
+    parity = run(*pair(name), images(2, 48), step)
     flat = [torch.cat([t.flatten() for t in side]) for side in (parity.ours, parity.base)]
     assert_within(*flat, torch.cat([t.flatten() for t in parity.truth]), name)
 
@@ -145,7 +145,10 @@ def test_autocast_and_a_backend_that_is_not_there(build: Callable[..., Any]) -> 
 
 
 def test_triton_gives_the_same() -> None:
-    """In Triton's interpreter, which has to be asked for before the kernels are imported."""
+    """In Triton's interpreter, which has to be asked for before the kernels are imported.
+
+    MobileNetV2's block is Lite's, which tests/ops runs there.
+    """
     script = """
 import copy, torch, effnet_fast as ef
 from effnet_fast.stock import calibrate
@@ -153,7 +156,7 @@ from tests.error_rule import assert_within
 from tests.t2 import interpreter
 interpreter.install()
 torch.set_num_threads(1)
-for build in (ef.mobilenet_v1, ef.mobilenet_v2, ef.resnet50):
+for build in (ef.mobilenet_v1, ef.resnet50):
     torch.manual_seed(0)
     models = [build(0.25, 0.2, num_classes=200, backend=b) for b in ("triton", "reference")]
     calibrate(models[1], torch.randn(16, 3, 17, 17))
@@ -172,4 +175,4 @@ for build in (ef.mobilenet_v1, ef.mobilenet_v2, ef.resnet50):
         text=True,
         check=False,
     )
-    assert done.stdout.split() == ["mobilenet_v1", "mobilenet_v2", "resnet50"], done.stderr
+    assert done.stdout.split() == ["mobilenet_v1", "resnet50"], done.stderr

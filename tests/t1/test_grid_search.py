@@ -35,10 +35,10 @@ def searches(tmp_path_factory: pytest.TempPathFactory) -> Searches:
     """A search in which three evaluations fail, and the same once more when two are healed."""
     folder = tmp_path_factory.mktemp("search")
     runs = []
-    for _ in range(2):
+    for workers in (2, 1):
         trials = grid_search(
             partial(judge, str(folder)), grid=GRID, baseline=BASELINE,
-            journal=folder / "journal.jsonl", workers=2,
+            journal=folder / "journal.jsonl", workers=workers,
         )  # fmt: skip
         calls = [line.split() for line in (folder / "calls").read_text().splitlines()]
         runs.append(Run(trials, calls, (folder / "journal.jsonl").read_text().splitlines()))

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import train_data
 from PIL import Image
 from torch import Tensor
 
-import effnet_fast as ef
+from effnet_fast.architecture import VARIANTS
+from effnet_fast.models import from_variant
 from effnet_fast.preprocess import Recipe
 from tests.error_rule import assert_within
 
@@ -31,25 +33,21 @@ def trained(folder: Path, *options: str) -> tuple[dict[str, Any], list[dict[str,
 
 
 def test_it_learns_to_read_digits(tmp_path: Path) -> None:
-    """Four epochs over 1437 pictures; 36 of 360 wrong are allowed, 9 were when this was written."""
+    """Four epochs of 1437 pictures: 93 % of the others; seeds 0 to 4 had 95.6 to 98.1 %."""
     checkpoint, log = trained(
-        tmp_path, *SMALL, "--augment", "none", "--batch-size", "32", "--epochs", "4", "--lr", "0.7",
-        "--bn-momentum", "0.8", "--ema", "0.95", "--dropout", "0.1", "--survival", "0.95",
+        tmp_path, *SMALL, "--augment", "none", "--batch-size", "32", "--epochs", "4", "--lr", "0.4",
+        "--bn-momentum", "0.8", "--ema", "0.96", "--dropout", "0", "--survival", "1",
         "--tensorboard",
     )  # fmt: skip
     assert [facts["epoch"] for facts in log] == [1, 2, 3, 4]
-    assert log[-1]["ema_accuracy"] >= 0.9
+    assert log[-1]["ema_accuracy"] >= 0.93
     assert log[-1]["loss"] < log[0]["loss"] / 3
     assert board(tmp_path / "tensorboard") == {
         key: torch.tensor([facts[key] for facts in log]).tolist()
         for key in log[0].keys() - {"epoch"}
     }
-    model = ef.models.from_variant(
-        train.dataclasses.replace(
-            train.variant("efficientnet_b0"), width=0.25, depth=0.3, resolution=24
-        ),
-        num_classes=10,
-    )
+    b0 = VARIANTS["efficientnet_b0"]
+    model = from_variant(replace(b0, width=0.25, depth=0.3), num_classes=10)
     model.load_state_dict(checkpoint["model"])
 
 
