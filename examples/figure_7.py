@@ -33,6 +33,8 @@ BASELINE = Variant(width=0.25, depth=1 / 3, resolution=96, dropout=0.1)
 #: Pixels of a scene and of a digit in it, before the scene is resized for a model.
 SCENE, DIGIT = 96, 40
 BATCH, LEARNING_RATE, JUDGED, DRAWN = 16, 4e-3, 256, 4
+#: The digits that are told apart: so few are learnt in minutes.
+CLASSES = (0, 1, 2)
 PHOTOS = ("brick.png", "grass.png", "gravel.png")
 
 
@@ -43,6 +45,7 @@ class Scenes:
         raw = load_digits()
         order = torch.randperm(len(raw.images), generator=torch.Generator().manual_seed(0))
         part = order[:1400] if training else order[1400:]
+        part = part[torch.isin(torch.from_numpy(raw.target)[part], torch.tensor(CLASSES))]
         self.digits = torch.from_numpy(raw.images).float()[part] / 16
         self.classes = torch.from_numpy(raw.target)[part]
         folder = Path(skimage.__file__).parent / "data"
@@ -86,7 +89,9 @@ def inputs(scenes: Tensor, resolution: int) -> Tensor:
 def trained(variant: Variant, steps: int, seed: int, name: str) -> ef.EfficientNet:
     """A model of ``variant`` after ``steps`` batches, the same scenes for every variant."""
     torch.manual_seed(seed)
-    model = from_variant(variant, num_classes=10, in_channels=1, stochastic_depth_prob=0.0)
+    model = from_variant(
+        variant, num_classes=len(CLASSES), in_channels=1, stochastic_depth_prob=0.0
+    )
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, steps)
     scenes = Scenes(True, seed)

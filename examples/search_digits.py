@@ -2,7 +2,7 @@
 
 1797 pictures of 8 x 8 pixels: every model is trained on 600 of them and judged on the others, from
 two seeds. Ranked by MnasNet's objective, whose target is twice the baseline's multiply-adds. Needs
-scikit-learn and some seven minutes on two cores; run again, it goes on with what its journal lacks.
+scikit-learn and some minutes on two cores; run again, it goes on with what its journal lacks.
 """
 
 from __future__ import annotations

@@ -95,6 +95,8 @@ def process_group() -> Iterator[tuple[int, int, torch.device]]:
     if world == 1:
         yield 0, 1, device
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield dist.get_rank(), world, device

@@ -8,12 +8,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sized
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from effnet_fast.preprocess import Recipe, to_rgb
 from effnet_fast.stock import import_torchvision
@@ -22,6 +22,14 @@ Transform = Callable[[Image.Image], Tensor]
 #: AutoAugment's policies, by the data that each was found on; only digits must not be mirrored.
 POLICIES = {"imagenet": "IMAGENET", "cifar10": "CIFAR10", "svhn": "SVHN"}
 MIRRORED = ("imagenet", "cifar10")
+
+
+#: Of torchvision's data sets that have splits, those whose training pictures are not in "train".
+TRAINING_SPLITS = {
+    "FGVCAircraft": ("trainval",),
+    "Flowers102": ("train", "val"),
+    "OxfordIIITPet": ("trainval",),
+}
 
 
 class Data(NamedTuple):
@@ -51,28 +59,29 @@ def load(name: str, root: Path, augment: str, recipe: Recipe, download: bool) ->
         return Data(Digits(True, change), Digits(False, recipe), 10)
     torchvision = import_torchvision()
     if name == "folder":
-        training = torchvision.datasets.ImageFolder(root / "train", change)
-        validation = torchvision.datasets.ImageFolder(root / "val", recipe)
-        if training.classes != validation.classes:
+        folders = torchvision.datasets.ImageFolder(root / "train", change)
+        others = torchvision.datasets.ImageFolder(root / "val", recipe)
+        if folders.classes != others.classes:
             raise ValueError(f"{root}/train and {root}/val have different classes")
-        return Data(training, validation, len(training.classes))
+        return Data(folders, others, len(folders.classes))
     kind = getattr(torchvision.datasets, name, None)
     parameters = inspect.signature(kind).parameters if inspect.isclass(kind) else {}
     if "train" in parameters:
-        halves: list[dict[str, Any]] = [{"train": True}, {"train": False}]
+        training, validation = [{"train": True}], {"train": False}
     elif "split" in parameters:
-        halves = [{"split": "train"}, {"split": "test"}]
+        training = [{"split": part} for part in TRAINING_SPLITS.get(name, ("train",))]
+        validation = {"split": "test"}
     else:
         raise ValueError(
             f"unknown data set {name!r}: folder, digits, or one of torchvision.datasets that has "
             "train= or split="
         )
     options = {"download": download} if "download" in parameters else {}
-    training, validation = (
-        kind(root, transform=t, **half, **options)
-        for half, t in zip(halves, (change, recipe), strict=True)
-    )
-    return Data(training, validation, len(training.classes))
+    parts = [kind(root, transform=change, **part, **options) for part in training]
+    judged = kind(root, transform=recipe, **validation, **options)
+    # Most name their classes; SVHN and some more have labels only.
+    classes = len(parts[0].classes) if hasattr(parts[0], "classes") else max(judged.labels) + 1
+    return Data(ConcatDataset(parts), judged, int(classes))
 
 
 def augmented(policy: str, recipe: Recipe) -> Transform:

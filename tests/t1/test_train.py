@@ -210,14 +210,48 @@ def test_an_image_folder_with_augmentation(tmp_path: Path) -> None:
         train_data.load("folder", tmp_path, "none", recipe, False)
 
 
-def test_data_sets_of_torchvision(tmp_path: Path) -> None:
-    recipe = Recipe(32, 36)
-    for name in ("CIFAR100", "Flowers102"):
+def test_a_data_set_of_torchvision_with_train(tmp_path: Path) -> None:
+    """MNIST, from files of its format."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for prefix, n in (("train", 5), ("t10k", 3)):
+        pixels = bytes(range(n)) * (28 * 28)
+        sizes = b"".join(v.to_bytes(4, "big") for v in (n, 28, 28))
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sizes + pixels)
+        labels = bytes(range(n))
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + sizes[:4] + labels)
+    data = train_data.load("MNIST", tmp_path, "svhn", Recipe(32, 36), False)
+    assert (len(data.training), len(data.validation), data.classes) == (5, 3, 10)  # type: ignore[arg-type]
+    assert data.training[4][0].shape == (3, 32, 32)
+    assert data.training[4][1] == 4
+
+
+def test_a_data_set_of_torchvision_with_splits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Split:
+        def __init__(self, root: Path, split: str, transform: Any) -> None:
+            self.pictures, self.split, self.labels = transform, split, [0, 6, 3]
+
+        def __len__(self) -> int:
+            return len(self.labels)
+
+    datasets = train_data.import_torchvision().datasets
+    monkeypatch.setattr(datasets, "Flowers102", Split)
+    data: Any = train_data.load("Flowers102", tmp_path, "imagenet", Recipe(32, 36), False)
+    assert [part.split for part in data.training.datasets] == ["train", "val"]
+    assert data.validation.split == "test"
+    assert data.validation.pictures == Recipe(32, 36)
+    assert (len(data.training), data.classes) == (6, 7)
+
+
+def test_data_that_are_not_there(tmp_path: Path) -> None:
+    for name in ("CIFAR100", "OxfordIIITPet"):
         with pytest.raises(RuntimeError, match="not found"):
-            train_data.load(name, tmp_path, "none", recipe, False)
-    for name in ("VOCDetection_", "ImageFolder", "CocoDetection"):
+            train_data.load(name, tmp_path, "none", Recipe(32, 36), False)
+    for name in ("ImageNet100", "ImageFolder", "CocoDetection"):
         with pytest.raises(ValueError, match="unknown data set"):
-            train_data.load(name, tmp_path, "none", recipe, False)
+            train_data.load(name, tmp_path, "none", Recipe(32, 36), False)
 
 
 def test_what_cannot_be_trained(tmp_path: Path) -> None:
