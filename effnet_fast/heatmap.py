@@ -23,11 +23,11 @@ def normalised(heat: Tensor, size: tuple[int, int]) -> Tensor:
     return enlarged / peak if peak > 0 else enlarged
 
 
-def overlay(picture: Image.Image, heat: Tensor, opacity: float = 0.6) -> Image.Image:
+def overlay(picture: Image.Image, heat: Tensor) -> Image.Image:
     """``picture`` in RGB with the map ``heat`` [h, w] stretched over all of it.
 
-    Where the map is highest the colour covers ``opacity`` of the picture, where it is 0 or less a
-    third of that.
+    Where the map is highest its colour covers six tenths, where it is 0 or less two tenths of the
+    picture.
     """
     picture = picture.convert("RGB")
     level = normalised(heat, (picture.height, picture.width))
@@ -35,7 +35,7 @@ def overlay(picture: Image.Image, heat: Tensor, opacity: float = 0.6) -> Image.I
     place = level * (len(steps) - 1)
     low = place.long().clamp(max=len(steps) - 2)
     colour = torch.lerp(steps[low], steps[low + 1], (place - low)[..., None])
-    share = opacity * (1 + 2 * level[..., None]) / 3
+    share = 0.2 + 0.4 * level[..., None]
     flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     pixels = flat.view(picture.height, picture.width, 3).float() / 255
     mixed = torch.lerp(pixels, colour, share).mul(255).round().to(torch.uint8)

@@ -94,11 +94,8 @@ class MobileNet(nn.Module):
     """``features`` (stem, layers, and V2's head), the mean over the map, ``classifier``.
 
     Attributes:
-        resolution: of the images it was designed for, pixels.
         in_channels, num_features, num_classes: of the image, the classifier's input, the logits.
     """
-
-    resolution = 224
 
     def __init__(
         self, layers: list[nn.Module], in_channels: int, num_features: int, num_classes: int,

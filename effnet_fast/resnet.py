@@ -71,8 +71,6 @@ class ResNet(nn.Module):
     Attributes as :class:`effnet_fast.mobilenet.MobileNet`'s.
     """
 
-    resolution = 224
-
     def __init__(
         self, width: float, depth: float, num_classes: int, in_channels: int, eps: float,
         momentum: float | None, backend: str,
