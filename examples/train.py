@@ -218,7 +218,7 @@ class Run:
         """This process's part of the data for the current epoch."""
         seed = (self.args.seed * 1_000_003 + self.epoch) * 1_009 + self.rank
         torch.manual_seed(seed)
-        sampler = None
+        sampler: DistributedSampler[Any] | None = None
         if shuffled:
             sampler = DistributedSampler(
                 part, self.world, self.rank, shuffle=True, seed=self.args.seed, drop_last=True

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sized
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -64,10 +64,11 @@ def load(name: str, root: Path, augment: str, recipe: Recipe, download: bool) ->
         if folders.classes != others.classes:
             raise ValueError(f"{root}/train and {root}/val have different classes")
         return Data(folders, others, len(folders.classes))
-    kind = getattr(torchvision.datasets, name, None)
+    kind: Any = getattr(torchvision.datasets, name, None)
     parameters = inspect.signature(kind).parameters if inspect.isclass(kind) else {}
     if "train" in parameters:
-        training, validation = [{"train": True}], {"train": False}
+        training: list[dict[str, Any]] = [{"train": True}]
+        validation: dict[str, Any] = {"train": False}
     elif "split" in parameters:
         training = [{"split": part} for part in TRAINING_SPLITS.get(name, ("train",))]
         validation = {"split": "test"}
