@@ -133,7 +133,7 @@ def test_two_processes_are_one_with_the_whole_batch(
     monkeypatch.setattr(train, "Run", Exact)
     truth, _ = trained(tmp_path / "exact", *whole)
     for process in pair:
-        process.join(120)
+        process.join(300)
         assert process.exitcode == 0
     ours = torch.load(tmp_path / "two" / "checkpoint.pt", weights_only=True)
     theirs = json.loads((tmp_path / "two" / "log.jsonl").read_text())
