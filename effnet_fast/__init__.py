@@ -8,6 +8,7 @@ from effnet_fast import ops
 from effnet_fast.backends import BackendUnavailableError, backends, use_backend
 from effnet_fast.checkpoints import CheckpointError
 from effnet_fast.engine import Engine, optimize_for_inference
+from effnet_fast.graph_engine import GraphEngine
 from effnet_fast.mobilenet import MobileNet, mobilenet_v1, mobilenet_v2
 from effnet_fast.models import (
     EfficientNet,
@@ -36,6 +37,7 @@ __all__ = [
     "CheckpointError",
     "EfficientNet",
     "Engine",
+    "GraphEngine",
     "MobileNet",
     "ResNet",
     "backends",

@@ -14,7 +14,8 @@ LAYERS = (
     ("modules",),
     ("architecture", "weights", "checkpoints", "preprocess", "profile", "heatmap"),
     ("models", "mobilenet", "resnet"),
-    ("engine", "scaling", "cam"),
+    ("graph_engine", "scaling", "cam"),
+    ("engine",),
     ("",),
     ("stock", "tables", "cli"),
 )
