@@ -20,6 +20,7 @@ from tests.error_rule import assert_within
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILDERS = {"v1": ef.mobilenet_v1, "v2": ef.mobilenet_v2, "resnet50": ef.resnet50}
+Step = Callable[[nn.Module, Tensor], list[Tensor]]
 SHARED = ("mobilenet_v2", "resnet50")
 
 
@@ -46,14 +47,25 @@ def test_keys_and_seeded_weights_are_torchvisions(name: str) -> None:
     assert all(torch.equal(ours[key], value) for key, value in stock.items())
 
 
-@pytest.mark.parametrize("step", [logits, gradients], ids=["logits", "gradients"])
+def assert_parity(ours: nn.Module, stock: nn.Module, step: Step) -> None:
+    parity = run(ours, stock, images(2, 48), step)
+    sides = (parity.ours, parity.base, parity.truth)
+    assert_within(*(torch.cat([t.flatten() for t in side]) for side in sides))
+
+
 @pytest.mark.parametrize("name", SHARED)
-def test_results_are_torchvisions(
-    name: str, step: Callable[[nn.Module, Tensor], list[Tensor]]
-) -> None:
-    parity = run(*pair(name), images(2, 48), step)
-    flat = [torch.cat([t.flatten() for t in side]) for side in (parity.ours, parity.base)]
-    assert_within(*flat, torch.cat([t.flatten() for t in parity.truth]), name)
+def test_logits_are_torchvisions(name: str) -> None:
+    assert_parity(*pair(name), logits)
+
+
+def test_gradients_are_torchvisions() -> None:
+    """MobileNetV2's, and a ResNet's with one block a stage."""
+    assert_parity(*pair("mobilenet_v2"), gradients)
+    resnet = import_torchvision().models.resnet
+    stock, ours = resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1]), ef.resnet50(depth=1 / 6)
+    calibrate(stock, images(8))
+    ours.load_state_dict(stock.state_dict())
+    assert_parity(ours, stock, gradients)
 
 
 def unfused(module: nn.Module) -> nn.Module:
@@ -66,14 +78,10 @@ def unfused(module: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("step", [logits, gradients], ids=["logits", "gradients"])
-def test_mobilenet_v1_is_its_layers_one_by_one(
-    step: Callable[[nn.Module, Tensor], list[Tensor]],
-) -> None:
+def test_mobilenet_v1_is_its_layers_one_by_one(step: Step) -> None:
     ours = ef.mobilenet_v1(0.5, num_classes=7)
     calibrate(ours, images(8))
-    parity = run(ours, unfused(ours), images(), step)
-    flat = [torch.cat([t.flatten() for t in side]) for side in (parity.ours, parity.base)]
-    assert_within(*flat, torch.cat([t.flatten() for t in parity.truth]))
+    assert_parity(ours, unfused(ours), step)
 
 
 def test_mobilenet_v1_is_the_papers() -> None:

@@ -94,7 +94,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> N
 
 # ---------------------------------------------------------------- two processes
 
-STEPS = [*SMALL, "--augment", "none", "--epochs", "1", "--dropout", "0", "--survival", "1"]
+STEPS = [*SMALL, "--resolution", "16", "--augment", "none", "--epochs", "1", "--dropout", "0",
+         "--survival", "1"]  # fmt: skip
 
 
 def one_of_two(rank: int, port: int, folder: str) -> None:
