@@ -40,6 +40,15 @@ __device__ __forceinline__ float min_nan(float a, float b) {
 #endif
 }
 
+// Asks for the cache line of p, an address in global memory, to be brought to L2.
+__device__ __forceinline__ void prefetch_line(const void* p) {
+#ifdef EFFNET_FAST_EMULATED
+    (void)*static_cast<const volatile char*>(p);
+#else
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#endif
+}
+
 // The same pointer to global memory, without the terms it was summed from: those the compiler would
 // sum again at every use, to save the register pair of their sum.
 template <class P>
