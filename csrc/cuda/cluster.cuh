@@ -22,12 +22,21 @@ cudaError_t largest_cluster(void (*)(Params...), int* blocks) {
 
 #else
 
-// A barrier of all threads of the cluster, which then see what all of them wrote before.
+// A barrier of all threads of the cluster, which then see what all of them wrote to shared memory.
 __device__ __forceinline__ void sync_cluster() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if __CUDACC_VER_MAJOR__ > 12 || (__CUDACC_VER_MAJOR__ == 12 && __CUDACC_VER_MINOR__ >= 8)
+    // Ordering shared memory alone spares a fence that waits for global memory.
     asm volatile(
-        "barrier.cluster.arrive.release.aligned;\n\t"
-        "barrier.cluster.wait.acquire.aligned;" ::: "memory");
+        "fence.release.sync_restrict::shared::cta.cluster;\n\t"
+        "barrier.cluster.arrive.relaxed.aligned;\n\t"
+        "barrier.cluster.wait.aligned;\n\t"
+        "fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
+#else
+    asm volatile(
+        "barrier.cluster.arrive.aligned;\n\t"
+        "barrier.cluster.wait.aligned;" ::: "memory");
+#endif
 #else
     __syncthreads();
 #endif

@@ -4,6 +4,8 @@
 namespace effnet_fast {
 namespace {
 
+constexpr int kStrips = 4;  // of the squeeze, that a thread waits for together
+
 // Shared memory in floats: what a block has, one after the other, all multiples of four.
 struct GateShared {
     int pooled;   // [kImages][slice], by place(); then the logits [slice][kImages]
@@ -33,6 +35,7 @@ __device__ __forceinline__ void squeeze(const SeGateArgs& p, const Mlp& m, const
     const int width = min(items, kMlpThreads), parts = min(kMlpThreads / width, p.t);
     const int part = int(threadIdx.x) / width, lane = int(threadIdx.x) - part * width;
     const int64_t plane = int64_t(p.n) * m.c;
+#pragma unroll 1
     for (int first = 0; first < items; first += width) {
         const int item = first + lane, image = item / quads, c = (item - image * quads) * 4;
         const int channels = image < b.images && item < items ? b.channels - c : 0;
@@ -41,17 +44,25 @@ __device__ __forceinline__ void squeeze(const SeGateArgs& p, const Mlp& m, const
             if (channels > 0) {
                 const float* at =
                     p.pool + part * plane + int64_t(b.image0 + image) * m.c + b.c0 + c;
-#pragma unroll 4
-                for (int t = part; t < p.t; t += parts, at += parts * plane) {
-                    float strip[4];
-                    load_channels(at, m.c % 4 == 0, channels, strip);
+#pragma unroll 1
+                for (int t = part; t < p.t; t += kStrips * parts, at += kStrips * parts * plane) {
+                    float strips[kStrips][4] = {};
 #pragma unroll
-                    for (int e = 0; e < 4; e++) sum[e] += strip[e];
+                    for (int k = 0; k < kStrips; k++) {
+                        if (t + k * parts >= p.t) break;
+                        load_channels(at + k * parts * plane, m.c % 4 == 0, channels, strips[k]);
+                    }
+#pragma unroll
+                    for (int k = 0; k < kStrips; k++) {
+#pragma unroll
+                        for (int e = 0; e < 4; e++) sum[e] += strips[k][e];
+                    }
                 }
             }
             store_some(partial + 4 * threadIdx.x, sum);
         }
         __syncthreads();
+#pragma unroll 1
         for (int i = threadIdx.x; i < 4 * width && first + i / 4 < items; i += kMlpThreads) {
             float sum = 0.0f;
             for (int other = 0; other < parts; other++) sum += partial[4 * other * width + i];
@@ -72,9 +83,11 @@ __global__ void __launch_bounds__(kMlpThreads, 2)
     float* const u = shared + at.u;
     const MlpBlock b(m, kImages);
     prefetch_weights<W>(m, b);
+#pragma unroll 1
     for (int r = threadIdx.x; r < m.r; r += kMlpThreads) {
         shared[at.b_reduce + r] = load_or(m.weights.b_reduce, r, 0.0f);
     }
+#pragma unroll 1
     for (int c = threadIdx.x; c < b.channels; c += kMlpThreads) {
         shared[at.b_expand + c] = load_or(m.weights.b_expand, b.c0 + c, 0.0f);
     }
@@ -82,14 +95,13 @@ __global__ void __launch_bounds__(kMlpThreads, 2)
     multiply_rows<kImages>(static_cast<const W*>(m.weights.w_reduce) + b.c0, m.c, m.reduce_grain,
                            m.r, b.channels, pooled, m.slice, u);
     sync_cluster();
+#pragma unroll 1
     for (int i = threadIdx.x; i < m.hidden * kImages; i += kMlpThreads) {
         const int r = i / kImages, image = i % kImages;
         float value = 0.0f;
         if (r < m.r) {
-            float sum = 0.0f;
-#pragma unroll 4
-            for (int rank = 0; rank < m.cluster; rank++) sum += *shared_of(u + i, rank);
-            value = apply<float>(m.act, m.act.factor * (sum + shared[at.b_reduce + r]));
+            const float argument = shared[at.b_reduce + r] + sum_over_cluster(u + i, m.cluster);
+            value = apply<float>(m.act, m.act.factor * argument);
         }
         hidden[image * m.hidden + place(r)] = value;
     }
@@ -98,6 +110,7 @@ __global__ void __launch_bounds__(kMlpThreads, 2)
     multiply_rows<kImages>(static_cast<const W*>(m.weights.w_expand) + int64_t(b.c0) * m.r, m.r,
                            m.expand_grain, b.channels, m.r, hidden, m.hidden, logits);
     __syncthreads();
+#pragma unroll 1
     for (int i = threadIdx.x; i < b.images * m.slice; i += kMlpThreads) {
         const int image = i / m.slice, c = i - image * m.slice;
         if (c >= b.channels) continue;

@@ -6,10 +6,20 @@
 namespace effnet_fast {
 namespace {
 
-// The workspace is [N,2,units]: hidden and the gradient of its argument, zeros behind R.
 constexpr int kQuad = 4;
+constexpr int kMostUnits = 48;  // of R, that a block of the second kernel has
+constexpr int kRowsTogether = 8;
 
-int units_of(int r) { return ceil_div(r, kQuad) * kQuad; }
+// The workspace is [tiles,N,2,units]: hidden and the gradient of its argument, zeros behind R.
+struct Tiles {
+    int tiles, units;
+
+    explicit Tiles(int r) {
+        tiles = ceil_div(r, kMostUnits);
+        units = ceil_div(ceil_div(r, tiles), kQuad) * kQuad;
+    }
+    size_t floats(int n) const { return size_t(tiles) * n * 2 * units; }
+};
 
 // ---------------------------------------------------------------- sums over channels
 
@@ -20,7 +30,8 @@ struct ImageShared {
     int u;          // [hidden][kImages], of this block's channels; others of the cluster read it
     int d_hidden;   // likewise
     int d_u;        // [hidden][kImages]
-    int partial;    // of multiply_columns()
+    int b_reduce;
+    int partial;  // of multiply_columns()
     int total;
 
     __host__ __device__ __forceinline__ ImageShared(const Mlp& m, int images) {
@@ -29,44 +40,57 @@ struct ImageShared {
         u = d_logit + images * m.slice;
         d_hidden = u + images * m.hidden;
         d_u = d_hidden + images * m.hidden;
-        partial = d_u + images * m.hidden;
+        b_reduce = d_u + images * m.hidden;
+        partial = b_reduce + m.hidden;
         total = partial + 2 * kMlpThreads * images;
     }
 };
-
-template <class W>
-__device__ __forceinline__ void load_two(const W* p, bool pair, bool second, float (&v)[2]) {
-    if (pair) {
-        load_some(p, v);
-    } else {
-        v[0] = to_float(p[0]), v[1] = second ? to_float(p[1]) : 0.0f;
-    }
-}
 
 // out[column][image] = sum over rows of w[row][column] x[row][image]; out has an even number of
 // columns. A thread has two columns and, while there are threads, a part of the rows. `partial`
 // holds 2 * kMlpThreads * kImages floats. All threads call it; ends with a barrier.
 template <int kImages, class W>
-__device__ __forceinline__ void multiply_columns(const W* w, int64_t pitch, bool aligned, int rows,
+__device__ __forceinline__ void multiply_columns(const W* w, int64_t pitch, Grain grain, int rows,
                                                  int columns, const float* x, float* partial,
                                                  float* out) {
     const int pairs = ceil_div(columns, 2), width = min(pairs, kMlpThreads);
     const int parts = kMlpThreads / width;
     const int part = int(threadIdx.x) / width, lane = int(threadIdx.x) - part * width;
+#pragma unroll 1
     for (int first = 0; first < pairs; first += width) {
         const int column = 2 * (first + lane);
         if (part < parts && column < columns) {
             const bool second = column + 1 < columns;
+            const bool pair = grain == Grain::kVector || (sizeof(W) == 2 && grain == Grain::kWord);
             float sums[2][kImages] = {};
-#pragma unroll 4
-            for (int row = part; row < rows; row += parts) {
-                float weights[2];
-                load_two(w + row * pitch + column, aligned && second, second, weights);
+#pragma unroll 1
+            for (int row0 = part; row0 < rows; row0 += kRowsTogether * parts) {
+                float weights[kRowsTogether][2] = {};
+                if (pair) {
 #pragma unroll
-                for (int i = 0; i < kImages; i++) {
-                    const float own = x[row * kImages + i];
-                    sums[0][i] = fmaf(weights[0], own, sums[0][i]);
-                    sums[1][i] = fmaf(weights[1], own, sums[1][i]);
+                    for (int k = 0; k < kRowsTogether; k++) {
+                        const int row = row0 + k * parts;
+                        if (row < rows) load_some(w + row * pitch + column, weights[k]);
+                    }
+                } else {
+#pragma unroll
+                    for (int k = 0; k < kRowsTogether; k++) {
+                        const int row = row0 + k * parts;
+                        if (row >= rows) continue;
+                        weights[k][0] = to_float(w[row * pitch + column]);
+                        if (second) weights[k][1] = to_float(w[row * pitch + column + 1]);
+                    }
+                }
+#pragma unroll
+                for (int k = 0; k < kRowsTogether; k++) {
+                    const int row = row0 + k * parts;
+                    if (row >= rows) break;
+#pragma unroll
+                    for (int i = 0; i < kImages; i++) {
+                        const float own = x[row * kImages + i];
+                        sums[0][i] = fmaf(weights[k][0], own, sums[0][i]);
+                        sums[1][i] = fmaf(weights[k][1], own, sums[1][i]);
+                    }
                 }
             }
 #pragma unroll
@@ -79,6 +103,7 @@ __device__ __forceinline__ void multiply_columns(const W* w, int64_t pitch, bool
         }
         __syncthreads();
         const int count = 2 * min(width, pairs - first) * kImages;
+#pragma unroll 1
         for (int i = threadIdx.x; i < count; i += kMlpThreads) {
             float sum = 0.0f;
             for (int other = 0; other < parts; other++) {
@@ -93,7 +118,8 @@ __device__ __forceinline__ void multiply_columns(const W* w, int64_t pitch, bool
 // hidden and d_u into the workspace, and dpool.
 template <class W, int kImages>
 __global__ void __launch_bounds__(kMlpThreads, 2)
-    se_gate_bwd_image_kernel(const SeGateBwdArgs p, float* units_out, const Mlp m) {
+    se_gate_bwd_image_kernel(const SeGateBwdArgs p, float* units_out, int tiles, int units,
+                             const Mlp m) {
     EFFNET_FAST_DYNAMIC_SHARED(float, shared);
     const ImageShared at(m, kImages);
     float* const pooled = shared + at.pooled;
@@ -103,7 +129,12 @@ __global__ void __launch_bounds__(kMlpThreads, 2)
     float* const d_u = shared + at.d_u;
     const MlpBlock b(m, kImages);
     prefetch_weights<W>(m, b);
+#pragma unroll 1
+    for (int r = threadIdx.x; r < m.r; r += kMlpThreads) {
+        shared[at.b_reduce + r] = load_or(m.weights.b_reduce, r, 0.0f);
+    }
     const int quads = m.slice / kQuad;
+#pragma unroll 1
     for (int i = threadIdx.x; i < kImages * quads; i += kMlpThreads) {
         const int image = i / quads, c = (i - image * quads) * kQuad;
         const int channels = image < b.images ? b.channels - c : 0;
@@ -125,35 +156,35 @@ __global__ void __launch_bounds__(kMlpThreads, 2)
     const W* const w_reduce = static_cast<const W*>(m.weights.w_reduce) + b.c0;
     const W* const w_expand = static_cast<const W*>(m.weights.w_expand) + int64_t(b.c0) * m.r;
     multiply_rows<kImages>(w_reduce, m.c, m.reduce_grain, m.r, b.channels, pooled, m.slice, u);
-    multiply_columns<kImages>(w_expand, m.r, m.expand_grain > 1, b.channels, m.r, d_logit,
+    multiply_columns<kImages>(w_expand, m.r, m.expand_grain, b.channels, m.r, d_logit,
                               shared + at.partial, d_hidden);
     sync_cluster();
-    const int units = ceil_div(m.r, kQuad) * kQuad;
-    for (int i = threadIdx.x; i < units * kImages; i += kMlpThreads) {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < tiles * units * kImages; i += kMlpThreads) {
         const int r = i / kImages, image = i % kImages;
         float hidden = 0.0f, gradient = 0.0f;
         if (r < m.r) {
-            float argument = load_or(m.weights.b_reduce, r, 0.0f), slope;
-#pragma unroll 4
-            for (int rank = 0; rank < m.cluster; rank++) {
-                argument += *shared_of(u + i, rank);
-                gradient += *shared_of(d_hidden + i, rank);
-            }
+            float slope, argument = shared[at.b_reduce + r];
+            argument += sum_over_cluster(u + i, m.cluster);
+            gradient = sum_over_cluster(d_hidden + i, m.cluster);
             hidden = apply_and_slope<float>(m.act, m.act.factor * argument, &slope);
             gradient *= slope;
+            d_u[i] = gradient;
         }
-        d_u[i] = gradient;
         if (b.rank == 0 && image < b.images) {
-            float* const to = units_out + int64_t(b.image0 + image) * 2 * units + r;
+            const int tile = r / units;
+            const int64_t line = (int64_t(tile) * m.n + b.image0 + image) * 2;
+            float* const to = units_out + line * units + r - tile * units;
             to[0] = hidden, to[units] = gradient;
         }
     }
     sync_cluster();
     if (b.channels <= 0) return;
     float* const dpool = d_logit;
-    multiply_columns<kImages>(w_reduce, m.c, m.reduce_grain > 1, m.r, b.channels, d_u,
+    multiply_columns<kImages>(w_reduce, m.c, m.reduce_grain, m.r, b.channels, d_u,
                               shared + at.partial, dpool);
     const float factor = 1.0f / float(p.hw);
+#pragma unroll 1
     for (int i = threadIdx.x; i < b.images * m.slice; i += kMlpThreads) {
         const int image = i / m.slice, c = i - image * m.slice;
         if (c >= b.channels) continue;
@@ -165,44 +196,40 @@ __global__ void __launch_bounds__(kMlpThreads, 2)
 
 constexpr int kWeightThreads = 256;
 constexpr int kTile = 8;          // channels of a block: a sector of memory in every row
-constexpr int kMostUnits = 48;    // of a block
 constexpr int kStage = kWeightThreads * kQuad / kTile;  // images that a block holds together
 constexpr int kSums = 3;          // over images, per channel: db_expand, and the batch norm's two
 constexpr int kValues = 5 * kQuad;  // of a thread: its part of the weight gradients, and db_reduce
 
 struct WeightShared {
     int pooled, d_logit;  // [kStage][kTile]
-    int units;            // [kStage][2][tile_units]: hidden, d_u
+    int lines;            // [kStage][2][units]: hidden, d_u
     int total;            // and at the end, in place of all: [kValues][threads]
 
-    __host__ __device__ __forceinline__ explicit WeightShared(int tile_units) {
+    __host__ __device__ __forceinline__ explicit WeightShared(int units) {
         pooled = 0;
         d_logit = pooled + kStage * kTile;
-        units = d_logit + kStage * kTile;
-        total = units + kStage * 2 * tile_units;
+        lines = d_logit + kStage * kTile;
+        total = lines + kStage * 2 * units;
         total = total > kValues * kWeightThreads ? total : kValues * kWeightThreads;
     }
 };
 
 
-// Gradients of the weights, the biases' and the batch norm's sums. A block has kTile channels and
-// tile_units of R, for all images. Blocks with blockIdx.y 0 have the sums of their channels besides,
+// Gradients of the weights, the biases' and the batch norm's sums. A block has kTile channels and a
+// tile of R, for all images. Blocks with blockIdx.y 0 have the sums of their channels besides,
 // those with blockIdx.x 0 db_reduce.
 __global__ void __launch_bounds__(kWeightThreads, 2)
-    se_gate_bwd_weight_kernel(const SeGateBwdArgs p, const float* units_in, int units,
-                              int tile_units) {
+    se_gate_bwd_weight_kernel(const SeGateBwdArgs p, const float* lines_in, int units) {
     EFFNET_FAST_DYNAMIC_SHARED(float, shared);
-    const WeightShared at(tile_units);
-    const int c0 = blockIdx.x * kTile, r0 = blockIdx.y * tile_units;
-    const int own_units = min(tile_units, units - r0);  // a multiple of four
+    const WeightShared at(units);
+    const int c0 = blockIdx.x * kTile, r0 = blockIdx.y * units;
     const bool vectors = p.c % kQuad == 0, with_sums = blockIdx.y == 0;
     const int64_t plane = int64_t(p.n) * p.c;
 
     // Of the products a thread has two channels x four units, and every parts-th image.
-    const int width = tile_units, parts = kWeightThreads / width;
+    const int width = units, parts = kWeightThreads / width;
     const int part = int(threadIdx.x) / width, lane = int(threadIdx.x) - part * width;
     const int channel = 2 * (lane % kQuad), unit = lane / kQuad * kQuad;
-    const bool works = part < parts && unit < own_units;
     float dw_reduce[2][kQuad] = {}, dw_expand[2][kQuad] = {}, db_reduce[kQuad] = {};
 
     // Of the loads and of the sums over images it has four channels of every kStage-th image.
@@ -213,12 +240,9 @@ __global__ void __launch_bounds__(kWeightThreads, 2)
     for (int n0 = 0; n0 < p.n; n0 += kStage) {
         const int images = min(kStage, p.n - n0);
         if (n0 > 0) __syncthreads();
-        const int copies = images * own_units / kQuad;  // of hidden, and as many of d_u
-        for (int i = threadIdx.x; i < 2 * copies; i += kWeightThreads) {
-            const int line = i / (own_units / kQuad);  // image, hidden or d_u
-            const int r = (i - line * (own_units / kQuad)) * kQuad;
-            copy_async<16>(shared + at.units + line * tile_units + r,
-                           units_in + (int64_t(n0) * 2 + line) * units + r0 + r, true);
+        const float* const lines = lines_in + (int64_t(blockIdx.y) * p.n + n0) * 2 * units;
+        for (int i = threadIdx.x * kQuad; i < images * 2 * units; i += kWeightThreads * kQuad) {
+            copy_async<16>(shared + at.lines + i, lines + i, true);
         }
         commit_async();
         const int channels = row < images ? p.c - c0 - quad : 0;
@@ -247,12 +271,14 @@ __global__ void __launch_bounds__(kWeightThreads, 2)
         store_some(shared + at.d_logit + row * kTile + quad, five[4]);
         wait_async<0>();
         __syncthreads();
-        for (int image = part; works && image < images; image += parts) {
+        const int end = part < parts ? images : 0;
+#pragma unroll 4
+        for (int image = part; image < end; image += parts) {
             float mean[2], gradient[2], hidden[kQuad], d_u[kQuad];
             load_some(shared + at.pooled + image * kTile + channel, mean);
             load_some(shared + at.d_logit + image * kTile + channel, gradient);
-            load_some(shared + at.units + 2 * image * tile_units + unit, hidden);
-            load_some(shared + at.units + (2 * image + 1) * tile_units + unit, d_u);
+            load_some(shared + at.lines + 2 * image * units + unit, hidden);
+            load_some(shared + at.lines + (2 * image + 1) * units + unit, d_u);
 #pragma unroll
             for (int e = 0; e < kQuad; e++) {
 #pragma unroll
@@ -285,7 +311,7 @@ __global__ void __launch_bounds__(kWeightThreads, 2)
         const int v = i / width, from = i - v * width;
         const int e = v < 4 * kQuad ? v / 2 % kQuad : v - 4 * kQuad;
         const int c = c0 + 2 * (from % kQuad) + v % 2, r = r0 + from / kQuad * kQuad + e;
-        if (r >= p.r || r >= r0 + own_units) continue;
+        if (r >= p.r) continue;
         float sum = 0.0f;
         for (int other = 0; other < parts; other++) {
             sum += shared[v * kWeightThreads + other * width + from];
@@ -324,12 +350,13 @@ __global__ void __launch_bounds__(kWeightThreads, 2)
 }  // namespace
 
 size_t se_gate_bwd_workspace(const SeGateBwdArgs& args) {
-    if (args.n <= 0 || args.r <= 0) return 0;
-    return size_t(2) * args.n * units_of(args.r) * sizeof(float);
+    return args.n > 0 && args.r > 0 ? Tiles(args.r).floats(args.n) * sizeof(float) : 0;
 }
 
 cudaError_t se_gate_bwd(const SeGateBwdArgs& args, cudaStream_t stream) {
-    float* const workspace = static_cast<float*>(args.workspace);
+    if (args.r <= 0) return cudaErrorInvalidValue;
+    const Tiles tiles(args.r);
+    float* const lines = static_cast<float*>(args.workspace);
     const auto floats = [](const Mlp& m, int images) {
         return size_t(ImageShared(m, images).total);
     };
@@ -337,15 +364,13 @@ cudaError_t se_gate_bwd(const SeGateBwdArgs& args, cudaStream_t stream) {
         using W = std::remove_pointer_t<decltype(type)>;
         return launch_mlp(se_gate_bwd_image_kernel<W, 1>, se_gate_bwd_image_kernel<W, kManyImages>,
                           args.n, args.c, args.r, args.weights, args.act, floats, stream, args,
-                          workspace);
+                          lines, tiles.tiles, tiles.units);
     });
     if (status != cudaSuccess) return status;
     // Without images this stores zeros.
-    const int units = units_of(args.r), tiles = ceil_div(units, kMostUnits);
-    const int tile_units = units_of(ceil_div(units, tiles));
-    const size_t bytes = WeightShared(tile_units).total * sizeof(float);
-    return launch(se_gate_bwd_weight_kernel, dim3(ceil_div(args.c, kTile), tiles),
-                  dim3(kWeightThreads), bytes, stream, args, workspace, units, tile_units);
+    const size_t bytes = WeightShared(tiles.units).total * sizeof(float);
+    return launch(se_gate_bwd_weight_kernel, dim3(ceil_div(args.c, kTile), tiles.tiles),
+                  dim3(kWeightThreads), bytes, stream, args, lines, tiles.units);
 }
 
 }  // namespace effnet_fast

@@ -19,13 +19,16 @@ constexpr int kChunk = 8;            // weights of a row that a lane multiplies
 constexpr int kRowsAtOnce = 4;       // of which a lane waits for the weights together
 constexpr int kMaxSharedBytes = 99 * 1024;
 
+// Bytes that are aligned and exist together, of every row of a matrix.
+enum class Grain : int { kVector = 16, kWord = 4, kElement = 2 };
+
 struct Mlp {
     int n, c, r;
     SeWeights weights;
     Act act;
-    int cluster, slice;               // blocks; channels of each, a multiple of kChunk
-    int hidden;                       // r rounded up to a multiple of kChunk
-    int reduce_grain, expand_grain;   // of load_chunk()
+    int cluster, slice;  // blocks; channels of each, a multiple of kChunk
+    int hidden;          // r rounded up to a multiple of kChunk
+    Grain reduce_grain, expand_grain;
 };
 
 // A block's place.
@@ -53,43 +56,87 @@ __device__ __forceinline__ void prefetch_weights(const Mlp& m, const MlpBlock& b
     if (b.channels <= 0) return;
     const W* const reduce = static_cast<const W*>(m.weights.w_reduce) + b.c0;
     const int lines = ceil_div(b.channels, kLine) + 1;
+#pragma unroll 1
     for (int i = threadIdx.x; i < lines * m.r; i += kMlpThreads) {
         const int row = i / lines, at = (i - row * lines) * kLine;
         prefetch_line(reduce + int64_t(row) * m.c + min(at, b.channels - 1));
     }
     const W* const expand = static_cast<const W*>(m.weights.w_expand) + int64_t(b.c0) * m.r;
     const int64_t count = int64_t(b.channels) * m.r;
+#pragma unroll 1
     for (int64_t i = int64_t(threadIdx.x) * kLine; i < count; i += kMlpThreads * kLine) {
         prefetch_line(expand + i);
     }
 }
 
-// kChunk weights from p on, of which `count` exist (none if not positive), and zeros. So many
-// neighbours are aligned together and exist together as `grain` says: kChunk, 2 or 1.
 template <class W>
-__device__ __forceinline__ void load_chunk(const W* p, int grain, int count, float (&v)[kChunk]) {
+constexpr int kChunkWords = kChunk * int(sizeof(W)) / 4;
+
+// Chunks of kRowsAtOnce rows `step` apart, as they lie in memory: of the first `rows` of them (may be
+// more), `count` weights each (none if not positive), and zeros. All loads are under way together.
+template <class W>
+__device__ __forceinline__ void load_chunks(const W* p, int64_t step, Grain grain, int rows,
+                                            int count,
+                                            uint32_t (&words)[kRowsAtOnce][kChunkWords<W>]) {
+    constexpr int kPerWord = 4 / int(sizeof(W));
+    const bool vectors = grain == Grain::kVector, whole = grain != Grain::kElement;
 #pragma unroll
-    for (int e = 0; e < kChunk; e++) v[e] = 0.0f;
-    if (count <= 0) return;
-    if (grain == kChunk) {
+    for (int k = 0; k < kRowsAtOnce; k++) {
 #pragma unroll
-        for (int e = 0; e < kChunk; e += kVector<W>) {
-            float some[kVector<W>];
-            load_some(p + e, some);
+        for (int i = 0; i < kChunkWords<W>; i++) words[k][i] = 0;
+    }
+    if (vectors && count > 0) {
 #pragma unroll
-            for (int i = 0; i < kVector<W>; i++) v[e + i] = some[i];
+        for (int k = 0; k < kRowsAtOnce; k++) {
+#pragma unroll
+            for (int i = 0; i < kChunkWords<W>; i += 4) {
+                if (k >= rows) continue;
+                const uint4 some =
+                    *reinterpret_cast<const uint4*>(p + k * step + i * kPerWord);
+                words[k][i] = some.x, words[k][i + 1] = some.y;
+                words[k][i + 2] = some.z, words[k][i + 3] = some.w;
+            }
         }
-    } else if (grain == 2) {
+    }
+    if (!vectors && whole) {
 #pragma unroll
-        for (int e = 0; e < kChunk; e += 2) {
-            float pair[2] = {};
-            if (e < count) load_some(p + e, pair);
-            v[e] = pair[0], v[e + 1] = pair[1];
+        for (int k = 0; k < kRowsAtOnce; k++) {
+#pragma unroll
+            for (int i = 0; i < kChunkWords<W>; i++) {
+                if (k < rows && i * kPerWord < count) {
+                    words[k][i] =
+                        *reinterpret_cast<const uint32_t*>(p + k * step + i * kPerWord);
+                }
+            }
         }
-    } else {
+    }
+    if constexpr (sizeof(W) == 2) {
+        if (!whole) {
 #pragma unroll
-        for (int e = 0; e < kChunk; e++) {
-            if (e < count) v[e] = to_float(p[e]);
+            for (int k = 0; k < kRowsAtOnce; k++) {
+#pragma unroll
+                for (int e = 0; e < kChunk; e++) {
+                    if (k < rows && e < count) {
+                        const uint16_t bits = reinterpret_cast<const uint16_t*>(p + k * step)[e];
+                        words[k][e / 2] |= uint32_t(bits) << (e % 2 * 16);
+                    }
+                }
+            }
+        }
+    }
+}
+
+template <class W>
+__device__ __forceinline__ void widen(const uint32_t (&words)[kChunkWords<W>],
+                                      float (&v)[kChunk]) {
+#pragma unroll
+    for (int i = 0; i < kChunkWords<W>; i++) {
+        if constexpr (sizeof(W) == 4) {
+            v[i] = __uint_as_float(words[i]);
+        } else {
+            float pair[2];
+            widen_pair(words[i], pair, W());
+            v[2 * i] = pair[0], v[2 * i + 1] = pair[1];
         }
     }
 }
@@ -107,8 +154,10 @@ __device__ __forceinline__ float sum_lanes(float (&v)[kCount], int lanes, int st
             v[i] = kept + __shfl_xor_sync(0xffffffffu, sent, half * step);
         }
     }
-    for (int distance = kCount; distance < lanes; distance *= 2) {
-        v[0] += __shfl_xor_sync(0xffffffffu, v[0], distance * step);
+#pragma unroll
+    for (int distance = kCount; distance < kWarp; distance *= 2) {
+        const float other = __shfl_xor_sync(0xffffffffu, v[0], distance * step);
+        v[0] += distance < lanes ? other : 0.0f;
     }
     return v[0];
 }
@@ -117,7 +166,7 @@ __device__ __forceinline__ float sum_lanes(float (&v)[kCount], int lanes, int st
 // `stride`, a multiple of kChunk, with zeros behind the columns. All threads call it; their barriers
 // before and after are the caller's.
 template <int kImages, class W>
-__device__ __forceinline__ void multiply_rows(const W* w, int64_t pitch, int grain, int rows,
+__device__ __forceinline__ void multiply_rows(const W* w, int64_t pitch, Grain grain, int rows,
                                               int columns, const float* x, int stride,
                                               float* out) {
     const int chunks = ceil_div(columns, kChunk);
@@ -125,6 +174,7 @@ __device__ __forceinline__ void multiply_rows(const W* w, int64_t pitch, int gra
     while (lanes < chunks && lanes < kWarp) lanes *= 2;
     const int group = int(threadIdx.x) / lanes, lane = int(threadIdx.x) - group * lanes;
     const int groups = kMlpThreads / lanes;
+#pragma unroll 1
     for (int first = 0; first < chunks; first += lanes) {
         const int column = (first + lane) * kChunk, count = columns - column;
         float own[kImages][kChunk] = {};
@@ -141,22 +191,23 @@ __device__ __forceinline__ void multiply_rows(const W* w, int64_t pitch, int gra
             }
         }
         // All lanes of a warp take every turn, as they must for the shuffles.
+#pragma unroll 1
         for (int row0 = 0; row0 < rows; row0 += kRowsAtOnce * groups) {
-            float weights[kRowsAtOnce][kChunk];
+            uint32_t words[kRowsAtOnce][kChunkWords<W>];
+            const int left = ceil_div(rows - row0 - group, groups);
+            load_chunks(w + (row0 + group) * pitch + column, groups * pitch, grain, left, count,
+                        words);
 #pragma unroll
             for (int k = 0; k < kRowsAtOnce; k++) {
+                if (row0 + k * groups >= rows) break;
                 const int row = row0 + k * groups + group;
-                load_chunk(w + row * pitch + column, grain, row < rows ? count : 0, weights[k]);
-            }
-#pragma unroll
-            for (int k = 0; k < kRowsAtOnce; k++) {
-                const int row = row0 + k * groups + group;
-                float sums[kImages] = {};
+                float sums[kImages] = {}, weights[kChunk];
+                widen<W>(words[k], weights);
 #pragma unroll
                 for (int e = 0; e < kChunk; e++) {
 #pragma unroll
                     for (int i = 0; i < kImages; i++) {
-                        sums[i] = fmaf(weights[k][e], own[i][e], sums[i]);
+                        sums[i] = fmaf(weights[e], own[i][e], sums[i]);
                     }
                 }
                 const float sum = sum_lanes(sums, lanes);
@@ -169,15 +220,29 @@ __device__ __forceinline__ void multiply_rows(const W* w, int64_t pitch, int gra
     }
 }
 
+// The sum over the cluster's blocks of what each has at `own` in its shared memory.
+__device__ __forceinline__ float sum_over_cluster(float* own, int cluster) {
+    float parts[kMaxCluster];
+#pragma unroll
+    for (int rank = 0; rank < kMaxCluster; rank++) {
+        parts[rank] = rank < cluster ? *shared_of(own, rank) : 0.0f;
+    }
+    float sum = parts[0];
+#pragma unroll
+    for (int rank = 1; rank < kMaxCluster; rank++) sum += parts[rank];
+    return sum;
+}
+
 // ---------------------------------------------------------------- host
 
-// As many neighbours as lie in rows of `columns` weights, aligned and whole: kChunk, 2 or 1.
-inline int grain_of(const void* data, DType dtype, int columns) {
-    const auto fits = [&](int count) {
-        const size_t bytes = count * size_of(dtype), vector = bytes < 16 ? bytes : 16;
-        return columns % count == 0 && reinterpret_cast<uintptr_t>(data) % vector == 0;
+inline Grain grain_of(const void* data, DType dtype, int columns) {
+    const auto fits = [&](Grain grain) {
+        const size_t bytes = size_t(grain);
+        return columns * size_of(dtype) % bytes == 0 &&
+               reinterpret_cast<uintptr_t>(data) % bytes == 0;
     };
-    return fits(kChunk) ? kChunk : fits(2) ? 2 : 1;
+    if (fits(Grain::kVector) && columns % kChunk == 0) return Grain::kVector;
+    return fits(Grain::kWord) ? Grain::kWord : Grain::kElement;
 }
 
 // For clusters of up to `limit` blocks; false: not to be had.
