@@ -4,20 +4,33 @@
 namespace effnet_fast {
 namespace {
 
-// A block is 32 columns x 8 rows: a row's loads are one 128-byte line, and eight partial sums per
-// column are in flight, each over every eighth term.
+// A block is 32 columns x 16 rows: a row's loads are one 128-byte line. A thread has every 16th term
+// of a column and waits for kBatch of them together.
 constexpr int kColumns = 32;
-constexpr int kRows = 8;
+constexpr int kRows = 16;
+constexpr int kBatch = 8;
+constexpr int kResident = 1;  // of such blocks: else ptxas saves registers and waits load by load
 constexpr int kZeroThreads = 256;
 
-__global__ void __launch_bounds__(kColumns* kRows)
+__global__ void __launch_bounds__(kColumns* kRows, kResident)
     sum_kernel(const float* partials, int64_t terms, int64_t length, float scale, float* out) {
     __shared__ float partial[kRows][kColumns];
     const int column = threadIdx.x % kColumns, row = threadIdx.x / kColumns;
     const int64_t l = int64_t(blockIdx.x) * kColumns + column;
     float sum = 0.0f;
     if (l < length) {
-        for (int64_t t = row; t < terms; t += kRows) sum += partials[t * length + l];
+        const int64_t step = kRows * length;
+        const float* at = partials + row * length + l;
+        // Past the last term its own column is read again, so that no load waits for a branch.
+#pragma unroll 1
+        for (int64_t left = terms - row; left > 0; left -= kRows * kBatch, at += kBatch * step) {
+            const int more = int((min(left, int64_t(kRows * kBatch)) - 1) / kRows);
+            float some[kBatch];
+#pragma unroll
+            for (int k = 0; k < kBatch; k++) some[k] = at[min(k, more) * step];
+#pragma unroll
+            for (int k = 0; k < kBatch; k++) sum += k <= more ? some[k] : 0.0f;
+        }
     }
     partial[row][column] = sum;
     __syncthreads();
@@ -27,14 +40,14 @@ __global__ void __launch_bounds__(kColumns* kRows)
     }
 }
 
-__global__ void __launch_bounds__(kColumns* kRows)
+__global__ void __launch_bounds__(kColumns* kRows, kResident)
     merge_moments_kernel(const float* partials, const float* counts, int parts, int c, float* out) {
     __shared__ Moments partial[kRows][kColumns];
     const int column = threadIdx.x % kColumns, row = threadIdx.x / kColumns;
     const int64_t channel = int64_t(blockIdx.x) * kColumns + column;
     Moments own = {0.0f, 0.0f, 0.0f};
     if (channel < c) {
-        own = merge_moments(parts, row, kRows, [&](int t) {
+        own = merge_moments<kBatch>(parts, row, kRows, [&](int t) {
             const float* const moments = partials + int64_t(t) * 2 * c + channel;
             return Moments{counts[t], moments[0], moments[c]};
         });
@@ -43,7 +56,7 @@ __global__ void __launch_bounds__(kColumns* kRows)
     __syncthreads();
     if (row == 0 && channel < c) {
         const Moments total =
-            merge_moments(kRows, 0, 1, [&](int other) { return partial[other][column]; });
+            merge_moments<kBatch>(kRows, 0, 1, [&](int other) { return partial[other][column]; });
         out[channel] = total.mean;
         out[c + channel] = total.count > 0.0f ? total.m2 / total.count : 0.0f;
     }

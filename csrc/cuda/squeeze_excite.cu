@@ -15,30 +15,35 @@ struct Pass {
 
 // Item sums go to [chunks, kSums, N, C], or, times `mean_factor`, where they belong at once.
 template <class T>
-__global__ void __launch_bounds__(kSweepThreads, kSweepResident)
+__global__ void __launch_bounds__(kSweepThreads, 3)
     se_pool_kernel(const SePoolArgs p, const Pass pass, float* partials, float mean_factor) {
-    constexpr int kCount = kVector<T>;
+    constexpr int kCount = kVector<T>, kBatch = 4;
     __shared__ float shared[kCount * kSweepThreads];
     const Sweep& sweep = pass.sweep;
     const SweepThread<T> thread(sweep, p.c);
     const int c = thread.c, channels = thread.channels;
     float scale[kCount], shift[kCount];
-    load_parameters(p.affine, c, channels, pass.act.factor, 1.0f, scale);
-    load_parameters(p.affine == nullptr ? nullptr : p.affine + p.c, c, channels, pass.act.factor,
-                    0.0f, shift);
+    load_parameters(p.affine, c, sweep.vectors, channels, pass.act.factor, 1.0f, scale);
+    load_parameters(p.affine == nullptr ? nullptr : p.affine + p.c, c, sweep.vectors, channels,
+                    pass.act.factor, 0.0f, shift);
     for_items(sweep, thread, [&](int n, int first, int end) {
         float sums[1][kCount] = {};
-        for (int pixel = first; pixel < end && channels > 0; pixel += sweep.rows) {
+        uint4 raw[kBatch];
+        const auto load = [&](int k, int pixel) {
+            raw[k] = load_raw(static_cast<const T*>(p.x.data) +
+                                  pixel_offset(p.x, pass.x_dense, p.w, n, pixel) + c,
+                              sweep.vectors, channels);
+        };
+        const auto use = [&](int k, int) {
             float x[kCount];
-            load_channels(static_cast<const T*>(p.x.data) +
-                              pixel_offset(p.x, pass.x_dense, p.w, n, pixel) + c,
-                          sweep.vectors, channels, x);
+            widen<T>(raw[k], x);
 #pragma unroll
             for (int i = 0; i < kCount; i++) x[i] = fmaf(x[i], scale[i], shift[i]);
             apply<Summand<T>>(pass.act, x);
 #pragma unroll
             for (int i = 0; i < kCount; i++) sums[0][i] += x[i];
-        }
+        };
+        for_pixels<kBatch>(sweep, first, channels > 0 ? end : first, load, use);
         const int64_t chunk = (first - thread.row) / sweep.chunk;
         reduce_rows(sweep, thread, sums, shared, [&](int, int channel, float sum) {
             if (channel < p.c) partials[(chunk * p.n + n) * p.c + channel] = mean_factor * sum;
@@ -49,26 +54,31 @@ __global__ void __launch_bounds__(kSweepThreads, kSweepResident)
 template <class T>
 __global__ void __launch_bounds__(kSweepThreads, 2)
     se_bwd_reduce_kernel(const SeBwdReduceArgs p, const Pass pass, float* partials) {
-    constexpr int kCount = kVector<T>;
+    constexpr int kCount = kVector<T>, kBatch = 2;
     __shared__ float shared[kCount * kSweepThreads];
     const Sweep& sweep = pass.sweep;
     const SweepThread<T> thread(sweep, p.c);
     const int c = thread.c, channels = thread.channels;
     float scale[kCount], shift[kCount], mean[kCount];
-    load_parameters(p.affine, c, channels, pass.act.factor, 1.0f, scale);
-    load_parameters(p.affine == nullptr ? nullptr : p.affine + p.c, c, channels, pass.act.factor,
-                    0.0f, shift);
-    load_parameters(p.norm, c, channels, 1.0f, 0.0f, mean);
+    load_parameters(p.affine, c, sweep.vectors, channels, pass.act.factor, 1.0f, scale);
+    load_parameters(p.affine == nullptr ? nullptr : p.affine + p.c, c, sweep.vectors, channels,
+                    pass.act.factor, 0.0f, shift);
+    load_parameters(p.norm, c, sweep.vectors, channels, 1.0f, 0.0f, mean);
     for_items(sweep, thread, [&](int n, int first, int end) {
         // g * act', act', g * act' * (x - mean), act' * (x - mean), g * act
         float sums[5][kCount] = {};
-        for (int pixel = first; pixel < end && channels > 0; pixel += sweep.rows) {
+        uint4 raw_g[kBatch], raw_x[kBatch];
+        const auto load = [&](int k, int pixel) {
+            raw_g[k] = load_raw(static_cast<const T*>(p.g) + (n * sweep.pixels + pixel) * p.c + c,
+                                sweep.vectors, channels);
+            raw_x[k] = load_raw(static_cast<const T*>(p.x.data) +
+                                    pixel_offset(p.x, pass.x_dense, p.w, n, pixel) + c,
+                                sweep.vectors, channels);
+        };
+        const auto use = [&](int k, int) {
             float g[kCount], x[kCount];
-            load_channels(static_cast<const T*>(p.g) + (n * sweep.pixels + pixel) * p.c + c,
-                          sweep.vectors, channels, g);
-            load_channels(static_cast<const T*>(p.x.data) +
-                              pixel_offset(p.x, pass.x_dense, p.w, n, pixel) + c,
-                          sweep.vectors, channels, x);
+            widen<T>(raw_g[k], g);
+            widen<T>(raw_x[k], x);
 #pragma unroll
             for (int i = 0; i < kCount; i++) {
                 float derivative;
@@ -81,7 +91,8 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
                 sums[3][i] = fmaf(derivative, centred, sums[3][i]);
                 sums[4][i] = fmaf(g[i], a, sums[4][i]);
             }
-        }
+        };
+        for_pixels<kBatch>(sweep, first, channels > 0 ? end : first, load, use);
         const int64_t chunk = (first - thread.row) / sweep.chunk;
         reduce_rows(sweep, thread, sums, shared, [&](int s, int channel, float sum) {
             if (channel >= p.c) return;

@@ -44,8 +44,9 @@ inline Sweep make_sweep(int n, int64_t pixels, int c, int vector, bool vectors) 
     sweep.chunk = int(ceil_div(ceil_div(pixels, chunks), int64_t(sweep.rows)) * sweep.rows);
     sweep.chunks = int(ceil_div(pixels, int64_t(sweep.chunk)));
     sweep.items = int64_t(n) * sweep.chunks;
-    const int64_t parts = ceil_div(wanted, int64_t(sweep.channel_blocks));
-    sweep.parts = int(parts < sweep.items ? parts : sweep.items);
+    // As many parts as fit the chip, or fewer, of as many items each.
+    const int64_t turns = ceil_div(sweep.items * sweep.channel_blocks, wanted);
+    sweep.parts = int(ceil_div(sweep.items, turns));
     return sweep;
 }
 
@@ -107,13 +108,61 @@ __device__ __forceinline__ void store_channels(T* p, bool vectors, int channels,
     }
 }
 
-// A vector of fp32 parameters, or `absent` where there are none.
-template <int kCount>
-__device__ __forceinline__ void load_parameters(const float* p, int64_t c, int channels,
-                                                float factor, float absent, float (&v)[kCount]) {
+// The vector at p as it lies in memory; load_channels() without the widening.
+template <class T>
+__device__ __forceinline__ uint4 load_raw(const T* p, bool vectors, int channels) {
+    uint4 raw = {};
+    if (vectors) {
+        raw = *reinterpret_cast<const uint4*>(p);
+    } else {
+        T elements[kVector<T>];
 #pragma unroll
-    for (int e = 0; e < kCount; e++) {
-        v[e] = factor * (p != nullptr && e < channels ? p[c + e] : absent);
+        for (int e = 0; e < kVector<T>; e++) {
+            elements[e] = e < channels ? p[e] : from_float<T>(0.0f);
+        }
+        __builtin_memcpy(&raw, elements, sizeof(raw));
+    }
+    return raw;
+}
+
+template <class T>
+__device__ __forceinline__ void widen(const uint4& raw, float (&v)[kVector<T>]) {
+    load_some(reinterpret_cast<const T*>(&raw), v);
+}
+
+// The pixels of a thread from `first` on, kBatch together: load(k, pixel) for all of a batch, then
+// use(k, pixel), so that as many loads are under way. A multiprocessor needs about 24 KB of them.
+template <int kBatch, class Load, class Use>
+__device__ __forceinline__ void for_pixels(const Sweep& sweep, int first, int end, Load load,
+                                           Use use) {
+#pragma unroll 1
+    for (int pixel = first; pixel < end; pixel += kBatch * sweep.rows) {
+#pragma unroll
+        for (int k = 0; k < kBatch; k++) {
+            if (pixel + k * sweep.rows < end) load(k, pixel + k * sweep.rows);
+        }
+#pragma unroll
+        for (int k = 0; k < kBatch; k++) {
+            if (pixel + k * sweep.rows < end) use(k, pixel + k * sweep.rows);
+        }
+    }
+}
+
+// A vector of fp32 parameters, or `absent` where there are none. `vectors`: c is a multiple of four
+// and all of the vector exists.
+template <int kCount>
+__device__ __forceinline__ void load_parameters(const float* p, int64_t c, bool vectors,
+                                                int channels, float factor, float absent,
+                                                float (&v)[kCount]) {
+#pragma unroll
+    for (int e = 0; e < kCount; e++) v[e] = factor * absent;
+    if (p == nullptr || channels <= 0) return;
+#pragma unroll
+    for (int e = 0; e < kCount; e += 4) {
+        float some[4];
+        load_channels(p + c + e, vectors, channels - e, some);
+#pragma unroll
+        for (int i = 0; i < 4; i++) v[e + i] = factor * some[i];
     }
 }
 

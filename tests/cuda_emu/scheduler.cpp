@@ -216,6 +216,20 @@ bool static_shared_used() {
                        [](char byte) { return static_cast<unsigned char>(byte) != kPoison; });
 }
 
+// Lets the threads of a block run to their next stop; false: none could, or the launch has failed.
+bool run_threads(int block) {
+    std::iota(device.order.begin(), device.order.end(), block * device.threads);
+    arrange(device.order);
+    bool any = false;
+    for (const int i : device.order) {
+        if (device.fibers[i].state != State::kReady) continue;
+        any = true;
+        to_fiber(device.fibers[i]);
+        if (device.failed) return false;
+    }
+    return any;
+}
+
 void run_cluster() {
     if (__start_emulated_shared)
         std::memset(__start_emulated_shared, kPoison,
@@ -233,14 +247,14 @@ void run_cluster() {
         }
     }
     const auto alive = [](const Block& block) { return block.alive > 0; };
+    std::vector<int> blocks(device.blocks.size());
     while (std::any_of(device.blocks.begin(), device.blocks.end(), alive)) {
-        std::iota(device.order.begin(), device.order.end(), 0);
-        arrange(device.order);
+        std::iota(blocks.begin(), blocks.end(), 0);
+        arrange(blocks);
         bool any = false;
-        for (const int i : device.order) {
-            if (device.fibers[i].state != State::kReady) continue;
-            any = true;
-            to_fiber(device.fibers[i]);
+        // Each block as far as it gets: what then waits for another one must say so.
+        for (const int block : blocks) {
+            while (run_threads(block)) any = true;
             if (device.failed) return;
         }
         if (!any) return report_deadlock();
@@ -441,7 +455,7 @@ cudaError_t run_grid(dim3 grid, dim3 block, int cluster, size_t shared_bytes, vo
             if (fiber.stack != nullptr) device.stacks.push_back(fiber.stack);
         device.fibers.assign(threads * cluster, Fiber{});
     }
-    device.order.resize(threads * cluster);
+    device.order.resize(threads);
     device.shared_bytes = shared_bytes;
     device.blocks.assign(cluster, Block{});
     for (Block& b : device.blocks)
