@@ -151,7 +151,8 @@ SQUEEZE_EXCITE = [
 ]  # fmt: skip
 
 BATCH_NORM = [
-    Bug("biased running variance", NORM, "float(fold.var * unbiased)", "float(fold.var)", "batch_norm"),
+    Bug("biased running variance", NORM, "float(fold.var * unbiased)", "float(fold.var)",
+        "batch_norm"),
     Bug("all partials in one row", NORM, "partials + int64_t(thread.part) * 2 * p.c",
         "partials + int64_t(0) * 2 * p.c", "batch_norm"),
     Bug("a work item too long", SWEEP, "int(min(int64_t(first) + sweep.chunk, sweep.pixels))",

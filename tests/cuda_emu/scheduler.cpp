@@ -94,7 +94,7 @@ struct Device {
     size_t main_stack_bytes = 0;
 } device;
 
-int launch_device = -1, cluster_limit = kMaxCluster;
+int launch_device = -1;
 
 Block& own_block() { return device.blocks[device.current->block]; }
 Warp& own_warp() { return own_block().warps[device.current->number / 32]; }
@@ -271,8 +271,6 @@ cudaError_t refuse(const char* what) {
 }
 
 }  // namespace
-
-int largest_cluster() { return cluster_limit; }
 
 // ---------------------------------------------------------------- the running thread
 
@@ -488,11 +486,6 @@ extern "C" {
 
 __attribute__((visibility("default"))) void emulator_set_order(const char* name) {
     emulator::device.order_name = name;
-}
-
-// Whether the device has clusters.
-__attribute__((visibility("default"))) void emulator_set_clusters(bool has) {
-    emulator::cluster_limit = has ? emulator::kMaxCluster : 1;
 }
 
 // The device that was current at the last launch.

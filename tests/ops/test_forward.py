@@ -276,8 +276,8 @@ def check_gate(pool: Tensor, r: int, count: int, dtype: torch.dtype, backend: st
     assert_within(ours, in_type, eager(squeezed, *[v.double() for v in mlp]), "gate")
 
 
-#: (T, N, C, R): few and many strips and images, one channel and one weight more than a round number;
-#: the large ones are not for the interpreter.
+#: (T, N, C, R): few and many strips and images, channels and weights that are no round number; the
+#: large ones are not for the interpreter.
 GATES = [(28, 9, 32, 8), (7, 5, 260, 10), (1, 17, 130, 9)]
 GATES += [(2, 9, 672, 28), (1, 1, 1152, 48), (1, 2, 2100, 270)] * (not INTERPRETED)
 
