@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kMlpThreads, 2)
     float* const hidden = shared + at.hidden;
     float* const u = shared + at.u;
     const MlpBlock b(m, kImages);
-    prefetch_weights<W>(m, b);
+    const SliceWeights<W> weights = fetch_weights<W>(m, b, shared + at.total);
 #pragma unroll 1
     for (int r = threadIdx.x; r < m.r; r += kMlpThreads) {
         shared[at.b_reduce + r] = load_or(m.weights.b_reduce, r, 0.0f);
@@ -92,8 +92,10 @@ __global__ void __launch_bounds__(kMlpThreads, 2)
         shared[at.b_expand + c] = load_or(m.weights.b_expand, b.c0 + c, 0.0f);
     }
     squeeze<kImages>(p, m, b, factor, shared + at.partial, pooled);
-    multiply_rows<kImages>(static_cast<const W*>(m.weights.w_reduce) + b.c0, m.c, m.reduce_grain,
-                           m.r, b.channels, pooled, m.slice, u);
+    wait_async<0>();
+    __syncthreads();
+    multiply_rows<kImages>(weights.reduce, weights.pitch, m.reduce_grain, m.r, b.channels, pooled,
+                           m.slice, u);
     sync_cluster();
 #pragma unroll 1
     for (int i = threadIdx.x; i < m.hidden * kImages; i += kMlpThreads) {
@@ -107,8 +109,8 @@ __global__ void __launch_bounds__(kMlpThreads, 2)
     }
     sync_cluster();
     float* const logits = pooled;
-    multiply_rows<kImages>(static_cast<const W*>(m.weights.w_expand) + int64_t(b.c0) * m.r, m.r,
-                           m.expand_grain, b.channels, m.r, hidden, m.hidden, logits);
+    multiply_rows<kImages>(weights.expand, m.r, m.expand_grain, b.channels, m.r, hidden, m.hidden,
+                           logits);
     __syncthreads();
 #pragma unroll 1
     for (int i = threadIdx.x; i < b.images * m.slice; i += kMlpThreads) {

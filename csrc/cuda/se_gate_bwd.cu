@@ -1,6 +1,5 @@
 // The backward of the squeeze-and-excitation MLP: a launch for what is summed over the channels of
 // an image, and one for what is summed over images.
-#include "cuda/async_copy.cuh"
 #include "cuda/se_mlp.cuh"
 
 namespace effnet_fast {
@@ -128,7 +127,7 @@ __global__ void __launch_bounds__(kMlpThreads, 2)
     float* const d_hidden = shared + at.d_hidden;
     float* const d_u = shared + at.d_u;
     const MlpBlock b(m, kImages);
-    prefetch_weights<W>(m, b);
+    const SliceWeights<W> weights = fetch_weights<W>(m, b, shared + at.total);
 #pragma unroll 1
     for (int r = threadIdx.x; r < m.r; r += kMlpThreads) {
         shared[at.b_reduce + r] = load_or(m.weights.b_reduce, r, 0.0f);
@@ -152,11 +151,11 @@ __global__ void __launch_bounds__(kMlpThreads, 2)
             d_logit[(c + e) * kImages + image] = slope[e] * gate[e] * (1.0f - gate[e]);
         }
     }
+    wait_async<0>();
     __syncthreads();
-    const W* const w_reduce = static_cast<const W*>(m.weights.w_reduce) + b.c0;
-    const W* const w_expand = static_cast<const W*>(m.weights.w_expand) + int64_t(b.c0) * m.r;
-    multiply_rows<kImages>(w_reduce, m.c, m.reduce_grain, m.r, b.channels, pooled, m.slice, u);
-    multiply_columns<kImages>(w_expand, m.r, m.expand_grain, b.channels, m.r, d_logit,
+    multiply_rows<kImages>(weights.reduce, weights.pitch, m.reduce_grain, m.r, b.channels, pooled,
+                           m.slice, u);
+    multiply_columns<kImages>(weights.expand, m.r, m.expand_grain, b.channels, m.r, d_logit,
                               shared + at.partial, d_hidden);
     sync_cluster();
 #pragma unroll 1
@@ -181,7 +180,7 @@ __global__ void __launch_bounds__(kMlpThreads, 2)
     sync_cluster();
     if (b.channels <= 0) return;
     float* const dpool = d_logit;
-    multiply_columns<kImages>(w_reduce, m.c, m.reduce_grain, m.r, b.channels, d_u,
+    multiply_columns<kImages>(weights.reduce, weights.pitch, m.reduce_grain, m.r, b.channels, d_u,
                               shared + at.partial, dpool);
     const float factor = 1.0f / float(p.hw);
 #pragma unroll 1

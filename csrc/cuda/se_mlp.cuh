@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cuda/activation.cuh"
+#include "cuda/async_copy.cuh"
 #include "cuda/cluster.cuh"
 #include "cuda/sweep.cuh"
 
@@ -29,6 +30,7 @@ struct Mlp {
     int cluster, slice;  // blocks; channels of each, a multiple of kChunk
     int hidden;          // r rounded up to a multiple of kChunk
     Grain reduce_grain, expand_grain;
+    bool staged;  // a block's weights are copied to its shared memory
 };
 
 // A block's place.
@@ -49,24 +51,47 @@ struct MlpBlock {
 // four at a time, then find them in different banks.
 __device__ __forceinline__ int place(int i) { return i ^ (i >> 3 & 4); }
 
-// Weights of the slice on their way to L2 while the images are still awaited.
+// The slice's columns of w_reduce, `pitch` apart, and rows of w_expand.
 template <class W>
-__device__ __forceinline__ void prefetch_weights(const Mlp& m, const MlpBlock& b) {
-    constexpr int kLine = 128 / int(sizeof(W));
-    if (b.channels <= 0) return;
-    const W* const reduce = static_cast<const W*>(m.weights.w_reduce) + b.c0;
-    const int lines = ceil_div(b.channels, kLine) + 1;
+struct SliceWeights {
+    const W* reduce;
+    int64_t pitch;
+    const W* expand;
+};
+
+// Where the slice's weights are to be read. Where they fit they are on their way to `shared`, to be
+// awaited with wait_async<0>() and a barrier, while the images are; else on their way to L2.
+template <class W>
+__device__ __forceinline__ SliceWeights<W> fetch_weights(const Mlp& m, const MlpBlock& b,
+                                                         void* shared) {
+    const SliceWeights<W> from = {static_cast<const W*>(m.weights.w_reduce) + b.c0, m.c,
+                                  static_cast<const W*>(m.weights.w_expand) + int64_t(b.c0) * m.r};
+    const int count = b.channels * m.r;
+    if (!m.staged) {
+        constexpr int kLine = 128 / int(sizeof(W));
+        const int lines = ceil_div(b.channels, kLine) + 1;  // of a row, that may start anywhere
 #pragma unroll 1
-    for (int i = threadIdx.x; i < lines * m.r; i += kMlpThreads) {
-        const int row = i / lines, at = (i - row * lines) * kLine;
-        prefetch_line(reduce + int64_t(row) * m.c + min(at, b.channels - 1));
-    }
-    const W* const expand = static_cast<const W*>(m.weights.w_expand) + int64_t(b.c0) * m.r;
-    const int64_t count = int64_t(b.channels) * m.r;
+        for (int i = threadIdx.x; i < lines * m.r && b.channels > 0; i += kMlpThreads) {
+            const int row = i / lines, at = (i - row * lines) * kLine;
+            prefetch_line(from.reduce + row * from.pitch + min(at, b.channels - 1));
+        }
 #pragma unroll 1
-    for (int64_t i = int64_t(threadIdx.x) * kLine; i < count; i += kMlpThreads * kLine) {
-        prefetch_line(expand + i);
+        for (int i = threadIdx.x * kLine; i < count; i += kMlpThreads * kLine) {
+            prefetch_line(from.expand + i);
+        }
+        return from;
     }
+    W* const reduce = static_cast<W*>(shared);
+    W* const expand = reduce + m.r * m.slice;
+    const int vectors = b.channels / kVector<W>;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < vectors * m.r; i += kMlpThreads) {
+        const int row = i / vectors, at = (i - row * vectors) * kVector<W>;
+        copy_async<16>(reduce + row * m.slice + at, from.reduce + row * from.pitch + at, true);
+        copy_async<16>(expand + i * kVector<W>, from.expand + i * kVector<W>, true);
+    }
+    commit_async();
+    return {reduce, m.slice, expand};
 }
 
 template <class W>
@@ -260,8 +285,8 @@ inline bool make_mlp(int n, int c, int r, const SeWeights& weights, Activation a
     return true;
 }
 
-// Launches `one`, for one image per cluster, or `many`, for kManyImages, with shared memory of
-// shared_floats(mlp, images) and the Mlp as the last argument.
+// Launches `one`, for one image per cluster, or `many`, for kManyImages, with the Mlp as the last
+// argument. Their shared memory: shared_floats(mlp, images), then the weights if they are staged.
 template <class... Params, class Floats, class... Args>
 cudaError_t launch_mlp(void (*one)(Params...), void (*many)(Params...), int n, int c, int r,
                        const SeWeights& weights, Activation act, Floats shared_floats,
@@ -276,8 +301,12 @@ cudaError_t launch_mlp(void (*one)(Params...), void (*many)(Params...), int n, i
     const bool few = int64_t(n) * m.cluster <= 2 * multiprocessors();
     const size_t many_bytes = shared_floats(m, kManyImages) * sizeof(float);
     const bool single = few || many_bytes > kMaxSharedBytes;
-    const size_t bytes = single ? shared_floats(m, 1) * sizeof(float) : many_bytes;
+    size_t bytes = single ? shared_floats(m, 1) * sizeof(float) : many_bytes;
     if (bytes > kMaxSharedBytes) return cudaErrorInvalidValue;
+    const size_t staged_bytes = size_t(2) * r * m.slice * size_of(weights.dtype);
+    m.staged = m.reduce_grain == Grain::kVector && bytes + staged_bytes <= kMaxSharedBytes &&
+               reinterpret_cast<uintptr_t>(weights.w_expand) % kVectorBytes == 0;
+    if (m.staged) bytes += staged_bytes;
     const int groups = single ? n : ceil_div(n, kManyImages);
     return launch_clusters(single ? one : many, m.cluster,
                            dim3(unsigned(groups * m.cluster)), dim3(kMlpThreads), bytes, stream,
