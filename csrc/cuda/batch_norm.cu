@@ -66,6 +66,10 @@ __global__ void __launch_bounds__(kChannelThreads) bn_bwd_coef_kernel(const BnBw
     p.coef[3 * p.c + channel] = p.batch_stats ? -a * (sum / count) : 0.0f;
 }
 
+// Blocks per multiprocessor, for which there are registers.
+constexpr int kForwardResident = 3;
+constexpr int kBackwardResident = 2;
+
 struct Elementwise {
     Sweep sweep;
     Act act;
@@ -73,7 +77,7 @@ struct Elementwise {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kSweepThreads, 3)
+__global__ void __launch_bounds__(kSweepThreads, kForwardResident)
     bn_residual_kernel(const BnResidualArgs p, const Elementwise e) {
     constexpr int kCount = kVector<T>, kBatch = 2;
     const Sweep& sweep = e.sweep;
@@ -116,7 +120,7 @@ __global__ void __launch_bounds__(kSweepThreads, 3)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kSweepThreads, 2)
+__global__ void __launch_bounds__(kSweepThreads, kBackwardResident)
     bn_bwd_reduce_kernel(const BnBwdReduceArgs p, const Elementwise e, float* partials) {
     constexpr int kCount = kVector<T>, kBatch = 4;
     __shared__ float shared[kCount * kSweepThreads];
@@ -166,7 +170,7 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kSweepThreads, 2)
+__global__ void __launch_bounds__(kSweepThreads, kBackwardResident)
     bn_residual_bwd_kernel(const BnResidualBwdArgs p, const Elementwise e) {
     constexpr int kCount = kVector<T>, kBatch = 2;
     const Sweep& sweep = e.sweep;
@@ -224,7 +228,7 @@ bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kVectorByt
 
 // The sweep of an op over `x` and what lies beside it; false: not to be had.
 template <class Args>
-bool prepare(const Args& args, const Map& x, const Map& other, bool others_aligned,
+bool prepare(const Args& args, const Map& x, const Map& other, bool others_aligned, int resident,
              Elementwise* e) {
     if (args.n < 0 || args.c <= 0 || args.h <= 0 || args.w <= 0 ||
         int64_t(args.h) * args.w > INT32_MAX - kSweepThreads || !make_act(args.act, &e->act)) {
@@ -234,7 +238,7 @@ bool prepare(const Args& args, const Map& x, const Map& other, bool others_align
     const bool vectors = others_aligned && whole_vectors(x, args.dtype, args.c) &&
                          whole_vectors(other, args.dtype, args.c);
     e->sweep = make_sweep(args.n, int64_t(args.h) * args.w, args.c,
-                          kVectorBytes / int(size_of(args.dtype)), vectors);
+                          kVectorBytes / int(size_of(args.dtype)), vectors, resident, false);
     e->x_dense = dense_rows(x, args.w);
     e->residual_dense = dense_rows(other, args.w);
     return true;
@@ -258,7 +262,9 @@ cudaError_t bn_bwd_coef(const BnBwdCoefArgs& args, cudaStream_t stream) {
 
 cudaError_t bn_residual(const BnResidualArgs& args, cudaStream_t stream) {
     Elementwise e = {};
-    if (!prepare(args, args.x, args.residual, aligned(args.y), &e)) return cudaErrorInvalidValue;
+    if (!prepare(args, args.x, args.residual, aligned(args.y), kForwardResident, &e)) {
+        return cudaErrorInvalidValue;
+    }
     if (args.n == 0) return cudaSuccess;
     return with_type(args.dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
@@ -269,13 +275,15 @@ cudaError_t bn_residual(const BnResidualArgs& args, cudaStream_t stream) {
 
 size_t bn_bwd_reduce_workspace(const BnBwdReduceArgs& args) {
     Elementwise e = {};
-    if (!prepare(args, args.y, {}, true, &e)) return 0;
+    if (!prepare(args, args.y, {}, true, kBackwardResident, &e)) return 0;
     return size_t(2) * args.c * e.sweep.parts * sizeof(float);
 }
 
 cudaError_t bn_bwd_reduce(const BnBwdReduceArgs& args, cudaStream_t stream) {
     Elementwise e = {};
-    if (!prepare(args, args.y, {}, aligned(args.g), &e)) return cudaErrorInvalidValue;
+    if (!prepare(args, args.y, {}, aligned(args.g), kBackwardResident, &e)) {
+        return cudaErrorInvalidValue;
+    }
     if (args.n == 0) return launch_zero(args.sums, int64_t(2) * args.c, stream);
     float* const partials = static_cast<float*>(args.workspace);
     const cudaError_t status = with_type(args.dtype, [&](auto* type) {
@@ -289,7 +297,8 @@ cudaError_t bn_bwd_reduce(const BnBwdReduceArgs& args, cudaStream_t stream) {
 
 cudaError_t bn_residual_bwd(const BnResidualBwdArgs& args, cudaStream_t stream) {
     Elementwise e = {};
-    if (!prepare(args, args.y, {}, aligned(args.g) && aligned(args.dy), &e)) {
+    if (!prepare(args, args.y, {}, aligned(args.g) && aligned(args.dy), kBackwardResident,
+                 &e)) {
         return cudaErrorInvalidValue;
     }
     if (args.n == 0) return cudaSuccess;

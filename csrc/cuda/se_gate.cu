@@ -83,15 +83,11 @@ __global__ void __launch_bounds__(kMlpThreads, 2)
     float* const u = shared + at.u;
     const MlpBlock b(m, kImages);
     const SliceWeights<W> weights = fetch_weights<W>(m, b, shared + at.total);
-#pragma unroll 1
-    for (int r = threadIdx.x; r < m.r; r += kMlpThreads) {
-        shared[at.b_reduce + r] = load_or(m.weights.b_reduce, r, 0.0f);
-    }
-#pragma unroll 1
-    for (int c = threadIdx.x; c < b.channels; c += kMlpThreads) {
-        shared[at.b_expand + c] = load_or(m.weights.b_expand, b.c0 + c, 0.0f);
-    }
+    const Biases b_reduce(m.weights.b_reduce, 0, m.r);
+    const Biases b_expand(m.weights.b_expand, b.c0, b.channels);
     squeeze<kImages>(p, m, b, factor, shared + at.partial, pooled);
+    b_reduce.store(shared + at.b_reduce);
+    b_expand.store(shared + at.b_expand);
     wait_async<0>();
     __syncthreads();
     multiply_rows<kImages>(weights.reduce, weights.pitch, m.reduce_grain, m.r, b.channels, pooled,

@@ -128,10 +128,7 @@ __global__ void __launch_bounds__(kMlpThreads, 2)
     float* const d_u = shared + at.d_u;
     const MlpBlock b(m, kImages);
     const SliceWeights<W> weights = fetch_weights<W>(m, b, shared + at.total);
-#pragma unroll 1
-    for (int r = threadIdx.x; r < m.r; r += kMlpThreads) {
-        shared[at.b_reduce + r] = load_or(m.weights.b_reduce, r, 0.0f);
-    }
+    const Biases b_reduce(m.weights.b_reduce, 0, m.r);
     const int quads = m.slice / kQuad;
 #pragma unroll 1
     for (int i = threadIdx.x; i < kImages * quads; i += kMlpThreads) {
@@ -151,6 +148,7 @@ __global__ void __launch_bounds__(kMlpThreads, 2)
             d_logit[(c + e) * kImages + image] = slope[e] * gate[e] * (1.0f - gate[e]);
         }
     }
+    b_reduce.store(shared + at.b_reduce);
     wait_async<0>();
     __syncthreads();
     multiply_rows<kImages>(weights.reduce, weights.pitch, m.reduce_grain, m.r, b.channels, pooled,

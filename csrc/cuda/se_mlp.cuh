@@ -51,6 +51,35 @@ struct MlpBlock {
 // four at a time, then find them in different banks.
 __device__ __forceinline__ int place(int i) { return i ^ (i >> 3 & 4); }
 
+// Parameters first, first + 1, ... on their way to shared memory: a thread's is loaded at once and
+// stored later, so that it need not be waited for before other loads.
+struct Biases {
+    Param p;
+    int first, count;
+    uint32_t bits = 0;  // as they lie in memory
+
+    __device__ __forceinline__ Biases(const Param& p, int first, int count)
+        : p(p), first(first), count(count) {
+        const int i = first + int(threadIdx.x);
+        if (p.data == nullptr || int(threadIdx.x) >= count) return;
+        if (p.dtype == DType::kFloat32) {
+            bits = static_cast<const uint32_t*>(p.data)[i];
+        } else {
+            bits = static_cast<const uint16_t*>(p.data)[i];
+        }
+    }
+
+    __device__ __forceinline__ void store(float* to) const {
+        if (int(threadIdx.x) < count) {
+            to[threadIdx.x] = p.data == nullptr ? 0.0f : load_any(&bits, p.dtype, 0);
+        }
+#pragma unroll 1
+        for (int i = threadIdx.x + kMlpThreads; i < count; i += kMlpThreads) {
+            to[i] = load_or(p, first + i, 0.0f);
+        }
+    }
+};
+
 // The slice's columns of w_reduce, `pitch` apart, and rows of w_expand.
 template <class W>
 struct SliceWeights {

@@ -7,6 +7,10 @@
 namespace effnet_fast {
 namespace {
 
+// Blocks per multiprocessor, for which there are registers.
+constexpr int kPoolResident = 3;
+constexpr int kReduceResident = 2;
+
 struct Pass {
     Sweep sweep;
     Act act;
@@ -15,7 +19,7 @@ struct Pass {
 
 // Item sums go to [chunks, kSums, N, C], or, times `mean_factor`, where they belong at once.
 template <class T>
-__global__ void __launch_bounds__(kSweepThreads, 3)
+__global__ void __launch_bounds__(kSweepThreads, kPoolResident)
     se_pool_kernel(const SePoolArgs p, const Pass pass, float* partials, float mean_factor) {
     constexpr int kCount = kVector<T>, kBatch = 4;
     __shared__ float shared[kCount * kSweepThreads];
@@ -52,7 +56,7 @@ __global__ void __launch_bounds__(kSweepThreads, 3)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kSweepThreads, 2)
+__global__ void __launch_bounds__(kSweepThreads, kReduceResident)
     se_bwd_reduce_kernel(const SeBwdReduceArgs p, const Pass pass, float* partials) {
     constexpr int kCount = kVector<T>, kBatch = 2;
     __shared__ float shared[kCount * kSweepThreads];
@@ -106,7 +110,7 @@ __global__ void __launch_bounds__(kSweepThreads, 2)
 // ---------------------------------------------------------------- host
 
 template <class Args>
-bool prepare(const Args& args, bool others_aligned, Pass* pass) {
+bool prepare(const Args& args, bool others_aligned, int resident, Pass* pass) {
     if (args.n < 0 || args.c <= 0 || args.h <= 0 || args.w <= 0 ||
         int64_t(args.h) * args.w > INT32_MAX - kSweepThreads || !make_act(args.act, &pass->act)) {
         return false;
@@ -114,7 +118,7 @@ bool prepare(const Args& args, bool others_aligned, Pass* pass) {
     if (args.n == 0) return true;
     const bool vectors = others_aligned && whole_vectors(args.x, args.dtype, args.c);
     pass->sweep = make_sweep(args.n, int64_t(args.h) * args.w, args.c,
-                             kVectorBytes / int(size_of(args.dtype)), vectors);
+                             kVectorBytes / int(size_of(args.dtype)), vectors, resident, true);
     pass->x_dense = dense_rows(args.x, args.w);
     return true;
 }
@@ -127,13 +131,13 @@ bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kVectorByt
 
 size_t se_pool_workspace(const SePoolArgs& args) {
     Pass pass = {};
-    if (!prepare(args, true, &pass) || args.n == 0 || pass.sweep.chunks == 1) return 0;
+    if (!prepare(args, true, kPoolResident, &pass) || args.n == 0 || pass.sweep.chunks == 1) return 0;
     return size_t(pass.sweep.chunks) * args.n * args.c * sizeof(float);
 }
 
 cudaError_t se_pool(const SePoolArgs& args, cudaStream_t stream) {
     Pass pass = {};
-    if (!prepare(args, true, &pass)) return cudaErrorInvalidValue;
+    if (!prepare(args, true, kPoolResident, &pass)) return cudaErrorInvalidValue;
     if (args.n == 0) return cudaSuccess;
     const bool whole = pass.sweep.chunks == 1;
     const float factor = 1.0f / (float(args.h) * float(args.w));
@@ -150,13 +154,13 @@ cudaError_t se_pool(const SePoolArgs& args, cudaStream_t stream) {
 
 size_t se_bwd_reduce_workspace(const SeBwdReduceArgs& args) {
     Pass pass = {};
-    if (!prepare(args, true, &pass) || args.n == 0 || pass.sweep.chunks == 1) return 0;
+    if (!prepare(args, true, kReduceResident, &pass) || args.n == 0 || pass.sweep.chunks == 1) return 0;
     return size_t(5) * pass.sweep.chunks * args.n * args.c * sizeof(float);
 }
 
 cudaError_t se_bwd_reduce(const SeBwdReduceArgs& args, cudaStream_t stream) {
     Pass pass = {};
-    if (!prepare(args, aligned(args.g), &pass)) return cudaErrorInvalidValue;
+    if (!prepare(args, aligned(args.g), kReduceResident, &pass)) return cudaErrorInvalidValue;
     if (args.n == 0) return cudaSuccess;
     const bool whole = pass.sweep.chunks == 1;
     float* const partials = whole ? args.sums : static_cast<float*>(args.workspace);

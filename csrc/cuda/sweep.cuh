@@ -12,7 +12,6 @@ namespace effnet_fast {
 
 constexpr int kSweepThreads = 256;
 constexpr int kSweepLines = 32;      // vectors of channels per block, at most
-constexpr int kSweepResident = 4;    // blocks per multiprocessor: 64 registers a thread
 constexpr int kPixelsPerThread = 8;  // of an item, at least: what a partial result is worth
 
 struct Sweep {
@@ -27,8 +26,11 @@ struct Sweep {
     bool vectors;    // every vector is aligned and whole
 };
 
-// `n` images of `pixels` pixels with `c` channels, in vectors of `vector` elements.
-inline Sweep make_sweep(int n, int64_t pixels, int c, int vector, bool vectors) {
+// `n` images of `pixels` pixels with `c` channels, in vectors of `vector` elements, for a kernel with
+// `resident` blocks per multiprocessor. `per_image`: it has a result for every image, so that more
+// than one item of an image takes a second launch.
+inline Sweep make_sweep(int n, int64_t pixels, int c, int vector, bool vectors, int resident,
+                        bool per_image) {
     Sweep sweep = {};
     const int all_lines = ceil_div(c, vector);
     sweep.channel_blocks = ceil_div(all_lines, kSweepLines);
@@ -36,10 +38,11 @@ inline Sweep make_sweep(int n, int64_t pixels, int c, int vector, bool vectors) 
     sweep.rows = kSweepThreads / sweep.lines;
     sweep.pixels = pixels;
     sweep.vectors = vectors;
-    const int64_t wanted = int64_t(kSweepResident) * multiprocessors();
+    const int64_t wanted = int64_t(resident) * multiprocessors();
+    const int64_t images = int64_t(n) * sweep.channel_blocks;
     // As many chunks as fill the chip four times, of kPixelsPerThread pixels a thread or more.
     const int64_t most = ceil_div(pixels, int64_t(sweep.rows) * kPixelsPerThread);
-    const int64_t enough = ceil_div(4 * wanted, int64_t(n) * sweep.channel_blocks);
+    const int64_t enough = per_image && 2 * images >= wanted ? 1 : ceil_div(4 * wanted, images);
     const int64_t chunks = enough < most ? enough : most;
     sweep.chunk = int(ceil_div(ceil_div(pixels, chunks), int64_t(sweep.rows)) * sweep.rows);
     sweep.chunks = int(ceil_div(pixels, int64_t(sweep.chunk)));
