@@ -56,9 +56,9 @@ T* shared_of(T* own, int rank, Site site = {__builtin_FILE(), __builtin_LINE()})
     return static_cast<T*>(shared_bytes_of(own, rank, site));
 }
 
-// One value of up to 16 bytes per lane.
+// One value of up to 24 bytes per lane.
 struct Lanes {
-    unsigned char bytes[32][16];
+    unsigned char bytes[32][24];
 };
 
 // Waits until every lane of `mask` has come with its value; then each gets all of them.
