@@ -10,34 +10,58 @@ constexpr int kColumns = 32;
 constexpr int kRows = 16;
 constexpr int kBatch = 8;
 constexpr int kResident = 1;  // of such blocks: else ptxas saves registers and waits load by load
+constexpr int kLineThreads = 256;
 constexpr int kZeroThreads = 256;
+
+// Of the terms first, first + step, ... those of kCount neighbours.
+template <int kCount>
+__device__ __forceinline__ void sum_terms(const float* partials, int64_t terms, int64_t length,
+                                          int first, int step, float (&sums)[kCount]) {
+    const float* at = partials + first * length;
+#pragma unroll 1
+    for (int64_t left = terms - first; left > 0; left -= step * kBatch) {
+        const int more = int((min(left, int64_t(step) * kBatch) - 1) / step);
+        float some[kBatch][kCount] = {};
+#pragma unroll
+        for (int k = 0; k < kBatch; k++) {
+            if (k <= more) load_some(at + k * step * length, some[k]);
+        }
+#pragma unroll
+        for (int k = 0; k < kBatch; k++) {
+#pragma unroll
+            for (int i = 0; i < kCount; i++) sums[i] += some[k][i];
+        }
+        at += kBatch * step * length;
+    }
+}
 
 __global__ void __launch_bounds__(kColumns* kRows, kResident)
     sum_kernel(const float* partials, int64_t terms, int64_t length, float scale, float* out) {
     __shared__ float partial[kRows][kColumns];
     const int column = threadIdx.x % kColumns, row = threadIdx.x / kColumns;
     const int64_t l = int64_t(blockIdx.x) * kColumns + column;
-    float sum = 0.0f;
-    if (l < length) {
-        const int64_t step = kRows * length;
-        const float* at = partials + row * length + l;
-        // Past the last term its own column is read again, so that no load waits for a branch.
-#pragma unroll 1
-        for (int64_t left = terms - row; left > 0; left -= kRows * kBatch, at += kBatch * step) {
-            const int more = int((min(left, int64_t(kRows * kBatch)) - 1) / kRows);
-            float some[kBatch];
-#pragma unroll
-            for (int k = 0; k < kBatch; k++) some[k] = at[min(k, more) * step];
-#pragma unroll
-            for (int k = 0; k < kBatch; k++) sum += k <= more ? some[k] : 0.0f;
-        }
-    }
-    partial[row][column] = sum;
+    float sums[1] = {};
+    if (l < length) sum_terms(partials + l, terms, length, row, kRows, sums);
+    partial[row][column] = sums[0];
     __syncthreads();
     if (row == 0 && l < length) {
-        for (int other = 1; other < kRows; other++) sum += partial[other][column];
-        out[l] = scale * sum;
+        for (int other = 1; other < kRows; other++) sums[0] += partial[other][column];
+        out[l] = scale * sums[0];
     }
+}
+
+// For columns enough for all threads, or two terms: a thread has all terms of kCount columns.
+template <int kCount>
+__global__ void __launch_bounds__(kLineThreads, 4)
+    sum_lines_kernel(const float* partials, int64_t terms, int64_t length, float scale,
+                     float* out) {
+    const int64_t l = (int64_t(blockIdx.x) * kLineThreads + threadIdx.x) * kCount;
+    if (l >= length) return;
+    float sums[kCount] = {};
+    sum_terms(partials + l, terms, length, 0, 1, sums);
+#pragma unroll
+    for (int i = 0; i < kCount; i++) sums[i] *= scale;
+    store_some(out + l, sums);
 }
 
 __global__ void __launch_bounds__(kColumns* kRows, kResident)
@@ -72,9 +96,19 @@ __global__ void __launch_bounds__(kZeroThreads) zero_kernel(float* out, int64_t 
 cudaError_t launch_sum(const float* partials, int64_t terms, int64_t length, float scale,
                        float* out, cudaStream_t stream) {
     if (length == 0) return cudaSuccess;
-    const dim3 grid(unsigned(ceil_div(length, int64_t(kColumns))));
-    return launch(sum_kernel, grid, dim3(kColumns * kRows), 0, stream, partials, terms, length,
-                  scale, out);
+    const auto run = [&](auto kernel, int columns, int threads) {
+        return launch(kernel, dim3(unsigned(ceil_div(length, int64_t(columns)))), dim3(threads), 0,
+                      stream, partials, terms, length, scale, out);
+    };
+    constexpr int kQuad = 4;
+    if (terms > 2 && length < int64_t(kQuad) * kLineThreads * multiprocessors()) {
+        return run(sum_kernel, kColumns, kColumns * kRows);
+    }
+    const bool quads =
+        (length % kQuad | reinterpret_cast<uintptr_t>(partials) % kVectorBytes |
+         reinterpret_cast<uintptr_t>(out) % kVectorBytes) == 0;
+    return quads ? run(sum_lines_kernel<kQuad>, kQuad * kLineThreads, kLineThreads)
+                 : run(sum_lines_kernel<1>, kLineThreads, kLineThreads);
 }
 
 cudaError_t launch_merge_moments(const float* partials, const float* counts, int parts, int c,

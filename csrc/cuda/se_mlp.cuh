@@ -18,7 +18,6 @@ constexpr int kManyImages = 8;      // of a cluster, where there are enough to f
 constexpr int kSliceChannels = 128;  // of a block, about, where the cluster can still grow
 constexpr int kChunk = 8;            // weights of a row that a lane multiplies
 constexpr int kRowsAtOnce = 4;       // of which a lane waits for the weights together
-constexpr int kMaxSharedBytes = 99 * 1024;
 
 // Bytes that are aligned and exist together, of every row of a matrix.
 enum class Grain : int { kVector = 16, kWord = 4, kElement = 2 };
