@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kChannelThreads) bn_fold_kernel(const BnFoldAr
     fold.store(p.bn.eps, channel, p.c, p.affine, p.norm);
 }
 
-__global__ void __launch_bounds__(kChannelThreads) bn_finalize_kernel(const BnFinalizeArgs p) {
+__global__ void __launch_bounds__(kChannelThreads) bn_finalize_kernel(const BnFinalizeArgs p, double unbiased) {
     const int channel = blockIdx.x * kChannelThreads + threadIdx.x;
     if (channel >= p.c) return;
     const bool running = p.count > 0 && p.running_mean.data != nullptr;
@@ -43,7 +43,6 @@ __global__ void __launch_bounds__(kChannelThreads) bn_finalize_kernel(const BnFi
                        load_or(p.beta, channel, 0.0f)};
     const double means = load_or(old_mean, channel, 0.0f), vars = load_or(old_var, channel, 0.0f);
     if (running) {
-        const double unbiased = double(p.count) / double(p.count > 1 ? p.count - 1 : 1);
         const float var = float(fold.var * unbiased);
         store_any(p.running_mean.data, p.running_mean.dtype, channel,
                   float(means + p.momentum * (fold.mean - means)));
@@ -217,11 +216,12 @@ __global__ void __launch_bounds__(kSweepThreads, kBackwardResident)
     });
 }
 
-template <class P>
-cudaError_t per_channel(void (*kernel)(P), const P& args, cudaStream_t stream) {
+template <class P, class... Rest>
+cudaError_t per_channel(void (*kernel)(P, Rest...), cudaStream_t stream, const P& args,
+                        Rest... rest) {
     if (args.c <= 0) return args.c == 0 ? cudaSuccess : cudaErrorInvalidValue;
     const dim3 grid(unsigned(ceil_div(args.c, kChannelThreads)));
-    return launch(kernel, grid, dim3(kChannelThreads), 0, stream, args);
+    return launch(kernel, grid, dim3(kChannelThreads), 0, stream, args, rest...);
 }
 
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0; }
@@ -249,15 +249,17 @@ dim3 grid_of(const Sweep& sweep) { return dim3(unsigned(sweep.channel_blocks * s
 }  // namespace
 
 cudaError_t bn_fold(const BnFoldArgs& args, cudaStream_t stream) {
-    return per_channel(bn_fold_kernel, args, stream);
+    return per_channel(bn_fold_kernel, stream, args);
 }
 
 cudaError_t bn_finalize(const BnFinalizeArgs& args, cudaStream_t stream) {
-    return per_channel(bn_finalize_kernel, args, stream);
+    // Of the batch's variance to the running one, which is unbiased.
+    const double unbiased = double(args.count) / double(args.count > 1 ? args.count - 1 : 1);
+    return per_channel(bn_finalize_kernel, stream, args, unbiased);
 }
 
 cudaError_t bn_bwd_coef(const BnBwdCoefArgs& args, cudaStream_t stream) {
-    return per_channel(bn_bwd_coef_kernel, args, stream);
+    return per_channel(bn_bwd_coef_kernel, stream, args);
 }
 
 cudaError_t bn_residual(const BnResidualArgs& args, cudaStream_t stream) {

@@ -4,10 +4,13 @@
 namespace effnet_fast {
 namespace {
 
-// A block is 32 columns x 16 rows: a row's loads are one 128-byte line. A thread has every 16th term
-// of a column and waits for kBatch of them together.
+// A block is columns x rows of threads: 32 columns, whose loads are a 128-byte line, or 8, a sector,
+// where there are few columns to fill the chip with. A thread has every rows-th term of a column and
+// waits for kBatch of them together.
+constexpr int kThreads = 512;
 constexpr int kColumns = 32;
-constexpr int kRows = 16;
+constexpr int kFewColumns = 8;
+constexpr int kRows = kThreads / kColumns;
 constexpr int kBatch = 8;
 constexpr int kResident = 1;  // of such blocks: else ptxas saves registers and waits load by load
 constexpr int kLineThreads = 256;
@@ -35,18 +38,29 @@ __device__ __forceinline__ void sum_terms(const float* partials, int64_t terms, 
     }
 }
 
-__global__ void __launch_bounds__(kColumns* kRows, kResident)
+template <int kWidth>
+__global__ void __launch_bounds__(kThreads, kResident)
     sum_kernel(const float* partials, int64_t terms, int64_t length, float scale, float* out) {
-    __shared__ float partial[kRows][kColumns];
-    const int column = threadIdx.x % kColumns, row = threadIdx.x / kColumns;
-    const int64_t l = int64_t(blockIdx.x) * kColumns + column;
+    constexpr int kHeight = kThreads / kWidth, kGroups = 8;
+    __shared__ float partial[kHeight][kWidth], groups[kGroups][kWidth];
+    const int column = threadIdx.x % kWidth, row = threadIdx.x / kWidth;
+    const int64_t l = int64_t(blockIdx.x) * kWidth + column;
     float sums[1] = {};
-    if (l < length) sum_terms(partials + l, terms, length, row, kRows, sums);
+    if (l < length) sum_terms(partials + l, terms, length, row, kHeight, sums);
     partial[row][column] = sums[0];
     __syncthreads();
+    if (row < kGroups) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int other = 0; other < kHeight; other += kGroups) sum += partial[other + row][column];
+        groups[row][column] = sum;
+    }
+    __syncthreads();
     if (row == 0 && l < length) {
-        for (int other = 1; other < kRows; other++) sums[0] += partial[other][column];
-        out[l] = scale * sums[0];
+        float sum = 0.0f;
+#pragma unroll
+        for (int group = 0; group < kGroups; group++) sum += groups[group][column];
+        out[l] = scale * sum;
     }
 }
 
@@ -64,7 +78,7 @@ __global__ void __launch_bounds__(kLineThreads, 4)
     store_some(out + l, sums);
 }
 
-__global__ void __launch_bounds__(kColumns* kRows, kResident)
+__global__ void __launch_bounds__(kThreads, kResident)
     merge_moments_kernel(const float* partials, const float* counts, int parts, int c, float* out) {
     __shared__ Moments partial[kRows][kColumns];
     const int column = threadIdx.x % kColumns, row = threadIdx.x / kColumns;
@@ -102,7 +116,9 @@ cudaError_t launch_sum(const float* partials, int64_t terms, int64_t length, flo
     };
     constexpr int kQuad = 4;
     if (terms > 2 && length < int64_t(kQuad) * kLineThreads * multiprocessors()) {
-        return run(sum_kernel, kColumns, kColumns * kRows);
+        const bool few = length < int64_t(2) * kColumns * multiprocessors();
+        return few ? run(sum_kernel<kFewColumns>, kFewColumns, kThreads)
+                   : run(sum_kernel<kColumns>, kColumns, kThreads);
     }
     const bool quads =
         (length % kQuad | reinterpret_cast<uintptr_t>(partials) % kVectorBytes |
@@ -114,7 +130,7 @@ cudaError_t launch_sum(const float* partials, int64_t terms, int64_t length, flo
 cudaError_t launch_merge_moments(const float* partials, const float* counts, int parts, int c,
                                  float* out, cudaStream_t stream) {
     const dim3 grid(unsigned(ceil_div(c, kColumns)));
-    return launch(merge_moments_kernel, grid, dim3(kColumns * kRows), 0, stream, partials, counts,
+    return launch(merge_moments_kernel, grid, dim3(kThreads), 0, stream, partials, counts,
                   parts, c, out);
 }
 

@@ -83,6 +83,7 @@ __global__ void __launch_bounds__(kMlpThreads, 2)
     float* const u = shared + at.u;
     const MlpBlock b(m, kImages);
     const SliceWeights<W> weights = fetch_weights<W>(m, b, shared + at.total);
+    for (int i = threadIdx.x; i < m.hidden * kImages; i += kMlpThreads) u[i] = 0.0f;
     const Biases b_reduce(m.weights.b_reduce, 0, m.r);
     const Biases b_expand(m.weights.b_expand, b.c0, b.channels);
     squeeze<kImages>(p, m, b, factor, shared + at.partial, pooled);
@@ -90,23 +91,32 @@ __global__ void __launch_bounds__(kMlpThreads, 2)
     b_expand.store(shared + at.b_expand);
     wait_async<0>();
     __syncthreads();
-    multiply_rows<kImages>(weights.reduce, weights.pitch, m.reduce_grain, m.r, b.channels, pooled,
-                           m.slice, u);
-    sync_cluster();
-#pragma unroll 1
-    for (int i = threadIdx.x; i < m.hidden * kImages; i += kMlpThreads) {
-        const int r = i / kImages, image = i % kImages;
-        float value = 0.0f;
-        if (r < m.r) {
-            const float argument = shared[at.b_reduce + r] + sum_over_cluster(u + i, m.cluster);
-            value = apply<float>(m.act, m.act.factor * argument);
-        }
-        hidden[image * m.hidden + place(r)] = value;
-    }
-    sync_cluster();
     float* const logits = pooled;
-    multiply_rows<kImages>(weights.expand, m.r, m.expand_grain, b.channels, m.r, hidden, m.hidden,
-                           logits);
+    // One copy of the products' code for both layers: a kernel this short waits for instructions.
+#pragma unroll 1
+    for (int layer = 0; layer < 2; layer++) {
+        const bool reduce = layer == 0;
+        multiply_rows<kImages>(reduce ? weights.reduce : weights.expand,
+                               reduce ? weights.pitch : m.r,
+                               reduce ? m.reduce_grain : m.expand_grain,
+                               reduce ? m.r : b.channels, reduce ? b.channels : m.r,
+                               reduce ? pooled : hidden, reduce ? m.slice : m.hidden,
+                               reduce ? u : logits);
+        if (!reduce) break;
+        sync_cluster();
+#pragma unroll 1
+        for (int i = threadIdx.x; i < m.hidden * kImages; i += kMlpThreads) {
+            const int r = i / kImages, image = i % kImages;
+            float value = 0.0f;
+            if (r < m.r) {
+                const float sum = shared[at.b_reduce + r] + sum_over_cluster(u + i, m.cluster);
+                value = apply<float>(m.act, m.act.factor * sum);
+            }
+            hidden[image * m.hidden + place(r)] = value;
+        }
+        for (int i = threadIdx.x; i < m.slice * kImages; i += kMlpThreads) logits[i] = 0.0f;
+        sync_cluster();
+    }
     __syncthreads();
 #pragma unroll 1
     for (int i = threadIdx.x; i < b.images * m.slice; i += kMlpThreads) {

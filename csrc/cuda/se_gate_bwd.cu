@@ -128,6 +128,7 @@ __global__ void __launch_bounds__(kMlpThreads, 2)
     float* const d_u = shared + at.d_u;
     const MlpBlock b(m, kImages);
     const SliceWeights<W> weights = fetch_weights<W>(m, b, shared + at.total);
+    for (int i = threadIdx.x; i < m.hidden * kImages; i += kMlpThreads) u[i] = 0.0f;
     const Biases b_reduce(m.weights.b_reduce, 0, m.r);
     const int quads = m.slice / kQuad;
 #pragma unroll 1

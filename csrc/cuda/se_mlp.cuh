@@ -17,7 +17,7 @@ constexpr int kMlpThreads = 256;
 constexpr int kManyImages = 8;      // of a cluster, where there are enough to fill the chip
 constexpr int kSliceChannels = 128;  // of a block, about, where the cluster can still grow
 constexpr int kChunk = 8;            // weights of a row that a lane multiplies
-constexpr int kRowsAtOnce = 4;       // of which a lane waits for the weights together
+constexpr int kRowsAtOnce = 2;       // of which a lane waits for the weights together
 
 // Bytes that are aligned and exist together, of every row of a matrix.
 enum class Grain : int { kVector = 16, kWord = 4, kElement = 2 };
@@ -215,7 +215,7 @@ __device__ __forceinline__ float sum_lanes(float (&v)[kCount], int lanes, int st
     return v[0];
 }
 
-// out[row][image] = sum over columns of w[row][column] x[image][place(column)]. x has rows of
+// out[row][image] += sum over columns of w[row][column] x[image][place(column)]. x has rows of
 // `stride`, a multiple of kChunk, with zeros behind the columns. All threads call it; their barriers
 // before and after are the caller's.
 template <int kImages, class W>
@@ -264,10 +264,7 @@ __device__ __forceinline__ void multiply_rows(const W* w, int64_t pitch, Grain g
                     }
                 }
                 const float sum = sum_lanes(sums, lanes);
-                if (row < rows && lane < kImages) {
-                    float* const to = out + row * kImages + lane;
-                    *to = first == 0 ? sum : *to + sum;
-                }
+                if (row < rows && lane < kImages) out[row * kImages + lane] += sum;
             }
         }
     }

@@ -175,25 +175,37 @@ template <class T, int kSums, class Store>
 __device__ __forceinline__ void reduce_rows(const Sweep& sweep, const SweepThread<T>& thread,
                                             const float (&sums)[kSums][kVector<T>], float* shared,
                                             Store store) {
+    // Thread i: element i / lines of line i % lines, of which it has a part of the rows.
+    const int total = sweep.lines * kVector<T>, parts = kSweepThreads / total;
+    const int part = int(threadIdx.x) / total, i = int(threadIdx.x) - part * total;
+    const int e = i / sweep.lines, line = i - e * sweep.lines;
+    const int first_line = int(blockIdx.x) % sweep.channel_blocks * sweep.lines;
 #pragma unroll
     for (int s = 0; s < kSums; s++) {
         __syncthreads();
 #pragma unroll
-        for (int e = 0; e < kVector<T>; e++) {
-            shared[e * kSweepThreads + threadIdx.x] = sums[s][e];
+        for (int k = 0; k < kVector<T>; k++) {
+            shared[k * kSweepThreads + threadIdx.x] = sums[s][k];
         }
         __syncthreads();
-        // Thread i < lines * kVector: element i / lines of line i % lines.
-        const int total = sweep.lines * kVector<T>;
-        for (int i = threadIdx.x; i < total; i += kSweepThreads) {
-            const int e = i / sweep.lines, line = i - e * sweep.lines;
-            double sum = 0.0;  // a few adds per block: the last digits for nothing
-            for (int row = 0; row < sweep.rows; row++) {
+        float sum = 0.0f;
+        if (part < parts) {
+#pragma unroll 4
+            for (int row = part; row < sweep.rows; row += parts) {
                 sum += shared[e * kSweepThreads + row * sweep.lines + line];
             }
-            const int block = blockIdx.x % sweep.channel_blocks;
-            store(s, (block * sweep.lines + line) * kVector<T> + e, float(sum));
         }
+        if (parts > 1) {
+            __syncthreads();
+            shared[threadIdx.x] = sum;
+            __syncthreads();
+            sum = 0.0f;
+#pragma unroll 4
+            for (int other = 0; part == 0 && other < parts; other++) {
+                sum += shared[other * total + i];
+            }
+        }
+        if (part == 0) store(s, (first_line + line) * kVector<T> + e, sum);
     }
 }
 
