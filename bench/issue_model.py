@@ -98,7 +98,8 @@ def _models() -> list[Model]:
         ("se_pool", 1, "loaded"),
         ("se_bwd_reduce", 1, "loaded"),
     ):
-        found.append(Model(op, rf"\b{op}_kernel<__nv_bfloat16", VECTOR * vectors, per=per))
+        name = rf"\b{op}_kernel<__nv_bfloat16"
+        found.append(Model(op, name, VECTOR * vectors, r"LDG\S*U16", per=per))
     return found
 
 

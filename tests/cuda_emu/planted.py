@@ -33,6 +33,7 @@ TENSOR, OPERANDS = "cuda/depthwise_tensor.cu", "cuda/depthwise_tensor.cuh"
 BACKWARD, TENSOR_BWD = "cuda/depthwise_bwd.cu", "cuda/depthwise_tensor_bwd.cu"
 OPERANDS_BWD = "cuda/depthwise_tensor_bwd.cuh"
 SE, NORM = "cuda/squeeze_excite.cu", "cuda/batch_norm.cu"
+MLP, GATE, GATE_BWD = "cuda/se_mlp.cuh", "cuda/se_gate.cu", "cuda/se_gate_bwd.cu"
 SWEEP, REDUCE = "cuda/sweep.cuh", "cuda/reduce.cu"
 
 ROW_DONE = "// The row before this one"
@@ -77,8 +78,7 @@ DEPTHWISE = [
     Bug("too little shared memory", "cuda/launch.h", "shared_bytes, stream, std::forward",
         "shared_bytes - 64, stream, std::forward", "depthwise", True),
     Bug("statistics merged without their counts", "cuda/reduce.cuh",
-        "count += m.count, sum += double(m.count) * m.mean;",
-        "count += m.count, sum += double(m.count) * m.mean + m.mean;", "depthwise"),
+        "count += own, sum += own * d;", "count += own, sum += own * d + d;", "depthwise"),
 ]  # fmt: skip
 
 DEPTHWISE_TENSOR = [
@@ -220,47 +220,86 @@ POINTWISE = [
 ]  # fmt: skip
 
 SQUEEZE_EXCITE = [
-    Bug("wrong shuffle distance", SE, "int distance = lanes / 2;", "int distance = lanes / 4;",
-        "squeeze_excite"),
-    Bug("shuffle in divergent code", SE, "const W* const row = static_cast<const W*>("
-        "g.weights.w_expand)", "if (own >= g.c) break;\nconst W* const row = static_cast<const W*>("
-        "g.weights.w_expand)", "squeeze_excite"),
-    Bug("race between the MLP's layers", SE,
-        "hidden[r] = apply<float>(g.act, g.act.factor * u); }); __syncthreads();",
-        "hidden[r] = apply<float>(g.act, g.act.factor * u); });", "squeeze_excite"),
-    Bug("uninitialised shared memory", SE, "hidden_s[image][unit] = inside ? hidden[at] : 0.0f;",
-        "if (inside) hidden_s[image][unit] = hidden[at];", "squeeze_excite"),
     Bug("programs that write the same partials", SE, "partials[(chunk * p.n + n) * p.c + channel]",
         "partials[(0 * chunk * p.n + n) * p.c + channel]", "squeeze_excite"),
     Bug("a slope's factor", "cuda/activation.cuh", "*derivative = fmaf(value, 1.0f - s, s);",
         "*derivative = fmaf(value, 1.0f + s, s);", "squeeze_excite"),
-    Bug("a stage overwritten while it is read", SE, "n0 += kStage) {\n        __syncthreads();",
-        "n0 += kStage) {", "squeeze_excite"),
+    Bug("wrong shuffle distance", MLP, "int distance = kCount; distance < kWarp;",
+        "int distance = 2 * kCount; distance < kWarp;", "squeeze_excite"),
+    Bug("shuffle in divergent code", MLP, "if (row0 + k * groups >= rows) break;",
+        "if (row0 + k * groups + group >= rows) break;", "squeeze_excite"),
+    Bug("a vector is not where it was put", MLP, "load_some(x + i * stride + place(column + e),",
+        "load_some(x + i * stride + column + e,", "squeeze_excite"),
+    Bug("weights behind the row", MLP, "if (k < rows && i * kPerWord < count)",
+        "if (k < rows && i * kPerWord <= count)", "squeeze_excite", True),
+    Bug("rows that are not aligned", MLP, "columns * size_of(dtype) % bytes == 0 &&",
+        "columns * size_of(dtype) % bytes < 16 &&", "squeeze_excite", True),
+    Bug("only the block's own channels", MLP, "rank < cluster ? *shared_of(own, rank)",
+        "rank < cluster ? *own", "squeeze_excite"),
+    Bug("a block of the cluster too many", MLP, "rank < cluster ? *shared_of(own, rank)",
+        "rank <= cluster ? *shared_of(own, rank)", "squeeze_excite"),
+    Bug("no wait for the weights", GATE, "wait_async<0>();", "", "squeeze_excite"),
+    Bug("sums of other blocks read too early", GATE, "if (!reduce) break;\n sync_cluster();",
+        "if (!reduce) break;\n __syncthreads();", "squeeze_excite"),
+    Bug("race between the MLP's layers", GATE, "logits[i] = 0.0f;\n sync_cluster();",
+        "logits[i] = 0.0f;", "squeeze_excite"),
+    Bug("a block leaves while its sums are read", GATE, "logits[i] = 0.0f;\n sync_cluster();",
+        "logits[i] = 0.0f;\n __syncthreads();", "squeeze_excite"),
+    Bug("uninitialised shared memory", GATE, "hidden[image * m.hidden + place(r)] = value;",
+        "if (r < m.r) hidden[image * m.hidden + place(r)] = value;", "squeeze_excite"),
+    Bug("a strip of the squeeze too many", GATE, "if (t + k * parts >= p.t) break;",
+        "if (t + k * parts > p.t) break;", "squeeze_excite", True),
+    Bug("backward: no barrier before the gradient of the hidden units is used", GATE_BWD,
+        "sync_cluster();\n    if (b.channels <= 0) return;", "if (b.channels <= 0) return;",
+        "squeeze_excite"),
+    Bug("backward: no wait for the copies", GATE_BWD,
+        "wait_async<0>();\n        __syncthreads();\n        const int end",
+        "__syncthreads();\n        const int end", "squeeze_excite"),
+    Bug("backward: a stage overwritten while it is read", GATE_BWD,
+        "if (n0 > 0) __syncthreads();", "", "squeeze_excite"),
+    Bug("backward: images that are not there", GATE_BWD, "min(kStage, p.n - n0)", "kStage",
+        "squeeze_excite", True),
+    Bug("backward: the last part of the images is dropped", GATE_BWD,
+        "for (int other = 0; other < parts; other++) {\n            sum += shared[v",
+        "for (int other = 0; other + 1 < parts; other++) {\n            sum += shared[v",
+        "squeeze_excite"),
+    Bug("backward: sums over images of one warp", GATE_BWD, "other < kWeightThreads / kWarp;",
+        "other < 1;", "squeeze_excite"),
 ]  # fmt: skip
 
 BATCH_NORM = [
-    Bug("biased running variance", NORM, "float(var * unbiased)", "float(var)", "batch_norm"),
+    Bug("biased running variance", NORM, "float(fold.var * unbiased)", "float(fold.var)",
+        "batch_norm"),
     Bug("all partials in one row", NORM, "partials + int64_t(thread.part) * 2 * p.c",
         "partials + int64_t(0) * 2 * p.c", "batch_norm"),
     Bug("a work item too long", SWEEP, "int(min(int64_t(first) + sweep.chunk, sweep.pixels))",
         "int(int64_t(first) + sweep.chunk + 0 * sweep.pixels)", "batch_norm"),
+    Bug("a batch of pixels that ends too late", SWEEP,
+        "if (pixel + k * sweep.rows < end) use(k, pixel + k * sweep.rows);",
+        "use(k, pixel + k * sweep.rows);", "batch_norm", True),
     Bug("no barrier before shared memory is written again", SWEEP,
         "for (int s = 0; s < kSums; s++) {\n        __syncthreads();",
         "for (int s = 0; s < kSums; s++) {", "batch_norm"),
     Bug("no barrier before shared memory is read", SWEEP,
-        "= sums[s][e];\n        }\n        __syncthreads();", "= sums[s][e];\n        }",
+        "= sums[s][k];\n        }\n        __syncthreads();", "= sums[s][k];\n        }",
+        "batch_norm"),
+    Bug("no barrier before the parts of the rows are added", SWEEP,
+        "shared[threadIdx.x] = sum;\n            __syncthreads();", "shared[threadIdx.x] = sum;",
         "batch_norm"),
     Bug("32-bit offset of an image", SWEEP, "if (dense_rows) return n * map.n_stride +",
         "if (dense_rows) return n * int(map.n_stride) +", "far_apart"),
     Bug("32-bit offset of a row", SWEEP, "n * map.n_stride + h * map.h_stride",
         "n * map.n_stride + h * int(map.h_stride)", "far_apart"),
     Bug("no barrier in the second stage", REDUCE,
-        "partial[row][column] = sum;\n    __syncthreads();", "partial[row][column] = sum;",
+        "partial[row][column] = sums[0];\n    __syncthreads();", "partial[row][column] = sums[0];",
         "batch_norm"),
-    Bug("a second stage that drops terms", REDUCE, "t < terms; t += kRows",
-        "t + 1 < terms; t += kRows", "batch_norm"),
-    Bug("read past the end of the parameters", SWEEP, "p != nullptr && e < channels ? p[c + e]",
-        "p != nullptr ? p[c + e]", "batch_norm", True),
+    Bug("a second stage that drops terms", REDUCE, "if (k <= more) load_some(",
+        "if (k < more) load_some(", "batch_norm"),
+    Bug("a second stage that stores past the end", REDUCE, "if (l >= length) return;", "",
+        "squeeze_excite", True),
+    Bug("read past the end of the parameters", SWEEP,
+        "load_channels(p + c + e, vectors, channels - e, some);",
+        "load_channels(p + c + e, vectors, channels, some);", "batch_norm", True),
 ]  # fmt: skip
 
 FORWARDS, BACKWARDS = [*DEPTHWISE, *DEPTHWISE_TENSOR], [*DEPTHWISE_BWD, *DEPTHWISE_TENSOR_BWD]
