@@ -1,5 +1,7 @@
 #include "scheduler.h"
 
+#include "async_copies.h"
+
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -30,16 +32,8 @@ namespace {
 
 constexpr size_t kStackBytes = 512 * 1024;  // address sanitizer's frames are large
 constexpr size_t kSharedAlignment = 128;
-constexpr int kPoison = 0xff;               // NaN in every float type, -1 in every int
 
 enum class State { kReady, kAtBarrier, kAtCluster, kAtCollective, kDone };
-
-struct Copy {
-    void* shared;
-    const void* global;
-    int bytes;
-    bool inside;
-};
 
 struct Fiber {
     void* stack_pointer = nullptr;
@@ -49,8 +43,7 @@ struct Fiber {
     int number = 0, block = 0;  // of the thread in its block, of the block in its cluster
     Site site{};         // where it waits
     unsigned mask = 0;   // of the collective it waits for
-    std::vector<Copy> open;
-    std::vector<std::vector<Copy>> groups;  // committed, oldest first
+    AsyncCopies copies;
     void* fake_stack = nullptr;
 };
 
@@ -177,8 +170,7 @@ void prepare(Fiber& fiber, int block, int number) {
     fiber.number = number;
     fiber.block = block;
     fiber.index = {n % x, n / x % y, n / (x * y)};
-    fiber.open.clear();
-    fiber.groups.clear();
+    fiber.copies = {};
     fiber.fake_stack = nullptr;
     void** top = reinterpret_cast<void**>(fiber.stack + kStackBytes) - 2;
     *top = reinterpret_cast<void*>(&enter_fiber);
@@ -429,30 +421,11 @@ void copy_async(void* shared, const void* global, int bytes, bool inside, Site s
     if (at % bytes != 0) fail(site, "an asynchronous copy of %d bytes to a misaligned target", bytes);
     if (inside && from % bytes != 0)
         fail(site, "an asynchronous copy of %d bytes from a misaligned source", bytes);
-    std::memset(shared, kPoison, bytes);
-    device.current->open.push_back({shared, global, bytes, inside});
+    device.current->copies.start(shared, global, bytes, inside);
 }
 
-void commit_async() {
-    Fiber& fiber = *device.current;
-    fiber.groups.push_back(std::move(fiber.open));
-    fiber.open.clear();
-}
-
-void wait_async(int pending) {
-    auto& groups = device.current->groups;
-    const int ready = std::max(0, static_cast<int>(groups.size()) - pending);
-    for (int i = 0; i < ready; ++i) {
-        for (const Copy& copy : groups[i]) {
-            if (copy.inside) {
-                std::memcpy(copy.shared, copy.global, copy.bytes);
-            } else {
-                std::memset(copy.shared, 0, copy.bytes);
-            }
-        }
-    }
-    groups.erase(groups.begin(), groups.begin() + ready);
-}
+void commit_async() { device.current->copies.commit(); }
+void wait_async(int pending) { device.current->copies.wait(pending); }
 
 // ---------------------------------------------------------------- launches
 
