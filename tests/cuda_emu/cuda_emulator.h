@@ -71,3 +71,4 @@
 #define __syncthreads() emulator::sync_threads({__FILE__, __LINE__})
 
 #include "device_functions.h"
+#include "matrix_functions.h"

@@ -29,7 +29,9 @@ class Bug(NamedTuple):
 
 
 FORWARD, TILE = "cuda/depthwise_fwd.cu", "cuda/depthwise.cuh"
-BACKWARD = "cuda/depthwise_bwd.cu"
+TENSOR, OPERANDS = "cuda/depthwise_tensor.cu", "cuda/depthwise_tensor.cuh"
+BACKWARD, TENSOR_BWD = "cuda/depthwise_bwd.cu", "cuda/depthwise_tensor_bwd.cu"
+OPERANDS_BWD = "cuda/depthwise_tensor_bwd.cuh"
 SE, NORM = "cuda/squeeze_excite.cu", "cuda/batch_norm.cu"
 MLP, GATE, GATE_BWD = "cuda/se_mlp.cuh", "cuda/se_gate.cu", "cuda/se_gate_bwd.cu"
 SWEEP, REDUCE = "cuda/sweep.cuh", "cuda/reduce.cu"
@@ -79,6 +81,42 @@ DEPTHWISE = [
         "count += own, sum += own * d;", "count += own, sum += own * d + d;", "depthwise"),
 ]  # fmt: skip
 
+DEPTHWISE_TENSOR = [
+    Bug("tensor: no barrier between a row's arrival and its use", TENSOR, ROW_BARRIER, ROW_DONE,
+        "depthwise"),
+    Bug("tensor: a row of the ring filled while it is read", TENSOR, "ring + free_slot);",
+        "ring + slot);", "depthwise"),
+    Bug("tensor: no wait for the copies", TENSOR, "wait_async<U::kRing - 2>();", "", "depthwise"),
+    Bug("tensor: a wait for one group too few", TENSOR, "wait_async<U::kRing - 2>();",
+        "wait_async<U::kRing - 1>();", "depthwise"),
+    Bug("tensor: a ring of a row too many", TENSOR, "slot == (U::kRing - 1) * row_bytes ? 0",
+        "slot == U::kRing * row_bytes ? 0", "depthwise"),
+    Bug("tensor: split rows that are not double", TENSOR, "split_rows + step % 2 * 2 * row_bytes",
+        "split_rows", "depthwise"),
+    Bug("tensor: no low half", OPERANDS, "rest[2 * i] = v[2 * i] - rounded[0]",
+        "rest[2 * i] = 0.0f * rounded[0]", "halves"),
+    Bug("tensor: taps off the diagonal", TENSOR, "const bool diagonal = g / 2 == t &&",
+        "const bool diagonal = (g + 1) / 2 == t &&", "depthwise"),
+    Bug("tensor: wrong parity of the columns at stride 2", OPERANDS,
+        "column / 2 + column % 2 * (tile.columns_in / 2)",
+        "column / 2 + (1 - column % 2) * (tile.columns_in / 2)", "depthwise"),
+    Bug("tensor: padding not zeroed", OPERANDS, "r < rows && exists && !inside;",
+        "r < 0 * rows && exists && !inside;", "depthwise"),
+    Bug("tensor: lanes exchange the wrong halves", TENSOR, "odd ? low : high, 1)",
+        "odd ? high : low, 1)", "depthwise"),
+    Bug("tensor: columns past the edge in the pool", TENSOR, "if (pools && exists[o]) {",
+        "if (pools) {", "depthwise"),
+    Bug("tensor: columns past the edge in the statistics", TENSOR, "if (exists[o]) { moments.add(",
+        "{ moments.add(", "depthwise"),
+    Bug("tensor: an infinity spreads to other channels", TENSOR,
+        "if (any_nan(any)) {", "if (any_nan(0.0f)) {", "infinities"),
+    Bug("tensor: an exact sum only where the first channel shows it", TENSOR,
+        "if (any_nan(any)) {", "if (any_nan(any) && any != any) {", "infinities"),
+    Bug("tensor: a product's other half", "cuda/tensor_core.cuh",
+        "const uint32_t a[4] = {a0, a1, 0, 0};", "const uint32_t a[4] = {a1, a0, 0, 0};",
+        "depthwise"),
+]  # fmt: skip
+
 DEPTHWISE_BWD = [
     Bug("backward: no barrier before a row of dy is used", BACKWARD,
         "__syncthreads();\n                // The stage and the ring row",
@@ -103,6 +141,45 @@ DEPTHWISE_BWD = [
         "depthwise_bwd"),
     Bug("images that lie far apart share a block", TILE, "(kReach - 1) / (4 * stride)",
         "kReach + 0 * stride", "far_apart"),
+]  # fmt: skip
+
+DEPTHWISE_TENSOR_BWD = [
+    Bug("tensor backward: no barrier between rows", TENSOR_BWD,
+        "__syncthreads(); // What the step before", "// What the step before", "depthwise_bwd"),
+    Bug("tensor backward: no wait for the copies", TENSOR_BWD, "wait_async<U::kStages - 2>();", "",
+        "depthwise_bwd"),
+    Bug("tensor backward: a wait for one group too few", TENSOR_BWD,
+        "wait_async<U::kStages - 2>();", "wait_async<U::kStages - 1>();", "depthwise_bwd"),
+    Bug("tensor backward: a split row rebuilt while it is read", OPERANDS_BWD,
+        "static constexpr int kSplits = K + 1;", "static constexpr int kSplits = K;",
+        "depthwise_bwd"),
+    Bug("tensor backward: a stage filled a step early", TENSOR_BWD,
+        "start_copies(step + U::kStages);", "start_copies(step + U::kStages + 1);",
+        "depthwise_bwd"),
+    Bug("tensor backward: a row of x a step late", TENSOR_BWD, "u_start - 1 - shape.pad_top",
+        "u_start - shape.pad_top", "depthwise_bwd"),
+    Bug("tensor backward: taps not turned around", TENSOR_BWD,
+        "taps[K - 1 - tap / K][K - 1 - tap % K] =", "taps[tap / K][tap % K] =", "depthwise_bwd"),
+    Bug("tensor backward: no low half of x", TENSOR_BWD,
+        "transpose(exists(o) ? low : 0);", "transpose(exists(o) ? 0 * low : 0);", "halves"),
+    Bug("tensor backward: no low half of dy", TENSOR_BWD,
+        "*reinterpret_cast<uint32_t*>(to + row_bytes + at) = low;",
+        "*reinterpret_cast<uint32_t*>(to + row_bytes + at) = 0 * low;", "halves"),
+    Bug("tensor backward: columns outside in the weight gradient", TENSOR_BWD,
+        "transpose(exists(o) ? high : 0);", "transpose(high);", "depthwise_bwd"),
+    Bug("tensor backward: columns outside in the sums", TENSOR_BWD,
+        "d = exists(o) ? d * slopes[o][e] : 0.0f;", "d *= slopes[o][e];", "depthwise_bwd"),
+    Bug("tensor backward: one image's gate for all", TENSOR_BWD, "if (tile.images > 1) {",
+        "if (tile.images > 99) {", "depthwise_bwd"),
+    Bug("tensor backward: rows of dy after the last dropped", TENSOR_BWD, "steps = last + K - 1;",
+        "steps = last;", "depthwise_bwd"),
+    Bug("tensor backward: rows of x off by one in the weights", TENSOR_BWD,
+        "const int x = (phase + 1 + tap) % K;", "const int x = (phase + tap) % K;",
+        "depthwise_bwd"),
+    Bug("tensor backward: both halves in one sum", OPERANDS_BWD, "to[0] = first + second;",
+        "to[0] = first;", "halves"),
+    Bug("tensor backward: an infinity spreads to other channels", TENSOR_BWD,
+        "if (any_nan(any)) {", "if (any_nan(0.0f)) {", "infinities"),
 ]  # fmt: skip
 
 PRODUCT, FRAGMENTS = "cuda/pointwise.cuh", "cuda/mma.cuh"
@@ -223,4 +300,5 @@ BATCH_NORM = [
         "load_channels(p + c + e, vectors, channels, some);", "batch_norm", True),
 ]  # fmt: skip
 
-BUGS = [*DEPTHWISE, *DEPTHWISE_BWD, *POINTWISE, *SQUEEZE_EXCITE, *BATCH_NORM]
+FORWARDS, BACKWARDS = [*DEPTHWISE, *DEPTHWISE_TENSOR], [*DEPTHWISE_BWD, *DEPTHWISE_TENSOR_BWD]
+BUGS = [*FORWARDS, *BACKWARDS, *POINTWISE, *SQUEEZE_EXCITE, *BATCH_NORM]

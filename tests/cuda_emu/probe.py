@@ -30,6 +30,7 @@ def checks(orders: int) -> dict[str, Callable[[ModuleType], None]]:
 
     from tests.cases import DEPTHWISE, POINTWISE
     from tests.cuda_emu.backend import ORDERS, in_every_order
+    from tests.cuda_emu.exact import check_halves, check_infinities
     from tests.cuda_emu.far_apart import check_far_apart
     from tests.ops import test_backward as backward
     from tests.ops import test_forward as forward
@@ -101,6 +102,8 @@ def checks(orders: int) -> dict[str, Callable[[ModuleType], None]]:
             partial(backward.test_bn_bwd_coef, c=130, training=True),
         ),
         "far_apart": check_far_apart,
+        "infinities": check_infinities,
+        "halves": check_halves,
     }
 
 

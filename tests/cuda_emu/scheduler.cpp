@@ -95,6 +95,7 @@ struct Device {
 } device;
 
 int launch_device = -1;
+bool nan_expected = false;
 
 Block& own_block() { return device.blocks[device.current->block]; }
 Warp& own_warp() { return own_block().warps[device.current->number / 32]; }
@@ -186,9 +187,11 @@ void prepare(Fiber& fiber, int block, int number) {
 
 // ---------------------------------------------------------------- blocks
 
+bool random_order() { return device.order_name.rfind("random", 0) == 0; }
+
 void arrange(std::vector<int>& order) {
     if (device.order_name == "reverse") std::reverse(order.begin(), order.end());
-    if (device.order_name.rfind("random", 0) == 0)
+    if (random_order())
         std::shuffle(order.begin(), order.end(), device.random);
 }
 
@@ -210,6 +213,12 @@ void report_deadlock() {
     }
 }
 
+bool run_if_ready(int thread) {
+    if (device.fibers[thread].state != State::kReady) return false;
+    to_fiber(device.fibers[thread]);
+    return true;
+}
+
 // The static shared memory of the blocks of a cluster is one: none of them may use it.
 bool static_shared_used() {
     return std::any_of(__start_emulated_shared, __stop_emulated_shared,
@@ -218,13 +227,22 @@ bool static_shared_used() {
 
 // Lets the threads of a block run to their next stop; false: none could, or the launch has failed.
 bool run_threads(int block) {
-    std::iota(device.order.begin(), device.order.end(), block * device.threads);
+    const int first = block * device.threads;
+    std::iota(device.order.begin(), device.order.end(), first);
     arrange(device.order);
     bool any = false;
     for (const int i : device.order) {
-        if (device.fibers[i].state != State::kReady) continue;
-        any = true;
-        to_fiber(device.fibers[i]);
+        // In the fixed orders a warp runs on while one of its threads can: as far ahead of the
+        // others as barriers let it. In the random one all warps keep step.
+        bool ran = run_if_ready(i);
+        any |= ran;
+        while (ran && !random_order() && !device.failed) {
+            ran = false;
+            for (const int j : device.order) {
+                const bool same_warp = (j - first) / 32 == (i - first) / 32;
+                if (same_warp && !device.failed) ran |= run_if_ready(j);
+            }
+        }
         if (device.failed) return false;
     }
     return any;
@@ -357,7 +375,7 @@ void* shared_bytes_of(void* own, int rank, Site site) {
     return static_cast<char*>(other.shared) + offset;
 }
 
-Lanes all_gather(unsigned mask, const void* value, size_t bytes, Site site) {
+const Lanes& all_gather(unsigned mask, const void* value, size_t bytes, Site site) {
     Fiber& fiber = *device.current;
     Warp& warp = own_warp();
     const int lane = fiber.number & 31;
@@ -389,6 +407,13 @@ Lanes all_gather(unsigned mask, const void* value, size_t bytes, Site site) {
     }
     // By index: another lane's new mask may have moved the vector.
     return own_warp().collectives[which].values[generation & 1];
+}
+
+bool any_nan(float value, Site site) {
+    const unsigned char mine = value != value;
+    if (mine && !nan_expected) fail(site, "NaN in a sum of finite operands: something not written?");
+    const Lanes& lanes = all_gather(0xffffffffu, &mine, 1, site);
+    return std::any_of(lanes.bytes, lanes.bytes + 32, [](const auto& lane) { return lane[0] != 0; });
 }
 
 // ---------------------------------------------------------------- asynchronous copies
@@ -458,7 +483,7 @@ cudaError_t run_grid(dim3 grid, dim3 block, int cluster, size_t shared_bytes, vo
     device.blocks.assign(cluster, Block{});
     for (Block& b : device.blocks)
         b.shared = ::operator new(shared_bytes, std::align_val_t(kSharedAlignment));
-    if (device.order_name.rfind("random", 0) == 0) {
+    if (random_order()) {
         const size_t colon = device.order_name.find(':');
         const char* seed = colon == std::string::npos ? "0" : device.order_name.c_str() + colon + 1;
         device.random.seed(static_cast<unsigned>(std::atoi(seed)));
@@ -486,6 +511,11 @@ extern "C" {
 
 __attribute__((visibility("default"))) void emulator_set_order(const char* name) {
     emulator::device.order_name = name;
+}
+
+// Whether operands may be infinite or NaN, so that sums may be NaN.
+__attribute__((visibility("default"))) void emulator_expect_nan(int expected) {
+    emulator::nan_expected = expected != 0;
 }
 
 // The device that was current at the last launch.

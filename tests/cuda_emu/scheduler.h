@@ -61,19 +61,23 @@ struct Lanes {
     unsigned char bytes[32][24];
 };
 
-// Waits until every lane of `mask` has come with its value; then each gets all of them.
-Lanes all_gather(unsigned mask, const void* value, size_t bytes, Site site);
+// Waits until every lane of `mask` has come with its value; then each gets all of them, to be read
+// before its next collective.
+const Lanes& all_gather(unsigned mask, const void* value, size_t bytes, Site site);
 
 // The value of `source`, one of the lanes of `mask`.
 template <class T>
 T exchange(unsigned mask, T value, int source, Site site) {
-    static_assert(sizeof(T) <= 16 && std::is_trivially_copyable_v<T>, "a shuffle's operand");
-    const Lanes lanes = all_gather(mask, &value, sizeof value, site);
+    static_assert(sizeof(T) <= 32 && std::is_trivially_copyable_v<T>, "a shuffle's operand");
+    const Lanes& lanes = all_gather(mask, &value, sizeof value, site);
     if (!(mask >> source & 1u)) fail(site, "shuffle from lane %d, not in mask %08x", source, mask);
     T result;
     std::memcpy(&result, lanes.bytes[source], sizeof result);
     return result;
 }
+
+// Whether a lane of the whole warp has a NaN; if so, and none was to be expected, an error.
+bool any_nan(float value, Site site = {__builtin_FILE(), __builtin_LINE()});
 
 // ---------------------------------------------------------------- asynchronous copies
 
