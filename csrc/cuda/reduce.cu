@@ -23,11 +23,11 @@ __device__ __forceinline__ void sum_terms(const float* partials, int64_t terms, 
     const float* at = partials + first * length;
 #pragma unroll 1
     for (int64_t left = terms - first; left > 0; left -= step * kBatch) {
-        const int more = int((min(left, int64_t(step) * kBatch) - 1) / step);
+        const int here = int(min(left, int64_t(step) * kBatch));
         float some[kBatch][kCount] = {};
 #pragma unroll
         for (int k = 0; k < kBatch; k++) {
-            if (k <= more) load_some(at + k * step * length, some[k]);
+            if (k * step < here) load_some(at + k * step * length, some[k]);
         }
 #pragma unroll
         for (int k = 0; k < kBatch; k++) {
@@ -38,28 +38,28 @@ __device__ __forceinline__ void sum_terms(const float* partials, int64_t terms, 
     }
 }
 
-template <int kWidth>
 __global__ void __launch_bounds__(kThreads, kResident)
-    sum_kernel(const float* partials, int64_t terms, int64_t length, float scale, float* out) {
-    constexpr int kHeight = kThreads / kWidth, kGroups = 8;
-    __shared__ float partial[kHeight][kWidth], groups[kGroups][kWidth];
-    const int column = threadIdx.x % kWidth, row = threadIdx.x / kWidth;
-    const int64_t l = int64_t(blockIdx.x) * kWidth + column;
+    sum_kernel(const float* partials, int64_t terms, int64_t length, int columns, float scale,
+               float* out) {
+    constexpr int kGroups = 8;  // of rows, to which their sums are added first
+    __shared__ float partial[kThreads], groups[kGroups * kColumns];
+    const int row = int(threadIdx.x) / columns, column = int(threadIdx.x) - row * columns;
+    const int64_t l = int64_t(blockIdx.x) * columns + column;
     float sums[1] = {};
-    if (l < length) sum_terms(partials + l, terms, length, row, kHeight, sums);
-    partial[row][column] = sums[0];
+    if (l < length) sum_terms(partials + l, terms, length, row, kThreads / columns, sums);
+    partial[threadIdx.x] = sums[0];
     __syncthreads();
     if (row < kGroups) {
         float sum = 0.0f;
-#pragma unroll
-        for (int other = 0; other < kHeight; other += kGroups) sum += partial[other + row][column];
-        groups[row][column] = sum;
+#pragma unroll 2
+        for (int i = threadIdx.x; i < kThreads; i += kGroups * columns) sum += partial[i];
+        groups[threadIdx.x] = sum;
     }
     __syncthreads();
     if (row == 0 && l < length) {
         float sum = 0.0f;
 #pragma unroll
-        for (int group = 0; group < kGroups; group++) sum += groups[group][column];
+        for (int group = 0; group < kGroups; group++) sum += groups[group * columns + column];
         out[l] = scale * sum;
     }
 }
@@ -110,21 +110,21 @@ __global__ void __launch_bounds__(kZeroThreads) zero_kernel(float* out, int64_t 
 cudaError_t launch_sum(const float* partials, int64_t terms, int64_t length, float scale,
                        float* out, cudaStream_t stream) {
     if (length == 0) return cudaSuccess;
-    const auto run = [&](auto kernel, int columns, int threads) {
-        return launch(kernel, dim3(unsigned(ceil_div(length, int64_t(columns)))), dim3(threads), 0,
-                      stream, partials, terms, length, scale, out);
+    const auto grid = [&](int columns) {
+        return dim3(unsigned(ceil_div(length, int64_t(columns))));
     };
     constexpr int kQuad = 4;
     if (terms > 2 && length < int64_t(kQuad) * kLineThreads * multiprocessors()) {
         const bool few = length < int64_t(2) * kColumns * multiprocessors();
-        return few ? run(sum_kernel<kFewColumns>, kFewColumns, kThreads)
-                   : run(sum_kernel<kColumns>, kColumns, kThreads);
+        const int columns = few ? kFewColumns : kColumns;
+        return launch(sum_kernel, grid(columns), dim3(kThreads), 0, stream, partials, terms, length,
+                      columns, scale, out);
     }
-    const bool quads =
-        (length % kQuad | reinterpret_cast<uintptr_t>(partials) % kVectorBytes |
-         reinterpret_cast<uintptr_t>(out) % kVectorBytes) == 0;
-    return quads ? run(sum_lines_kernel<kQuad>, kQuad * kLineThreads, kLineThreads)
-                 : run(sum_lines_kernel<1>, kLineThreads, kLineThreads);
+    const bool quads = (length % kQuad | reinterpret_cast<uintptr_t>(partials) % kVectorBytes |
+                        reinterpret_cast<uintptr_t>(out) % kVectorBytes) == 0;
+    return launch(quads ? sum_lines_kernel<kQuad> : sum_lines_kernel<1>,
+                  grid(kLineThreads * (quads ? kQuad : 1)), dim3(kLineThreads), 0, stream, partials,
+                  terms, length, scale, out);
 }
 
 cudaError_t launch_merge_moments(const float* partials, const float* counts, int parts, int c,

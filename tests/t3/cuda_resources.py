@@ -88,7 +88,7 @@ def _readable(names: list[str]) -> list[str]:
     filtered = subprocess.run(
         ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    casts = r"effnet_fast::|\(anonymous namespace\)::|^void |\((?:bool|int)\)"
+    casts = r"\((?:effnet_fast::)?\w+\)(?=\d)|effnet_fast::|\(anonymous namespace\)::|^void "
     return [re.sub(r"\(.*$", "", re.sub(casts, "", name)) for name in filtered]
 
 
