@@ -10,13 +10,14 @@
 # pytest-xdist, and no network. Results go to $OUT (default bench/results) as they are made:
 # session.log, profile.txt and one JSON-lines file per benchmark. A stage that fails, or is cut off
 # after nine minutes, does not keep the next from running; the exit status is 1 if any did, and the
-# last line says which.
+# last line says which. KERNELS_OPTIONS and THROUGHPUT_OPTIONS are more options of bench.kernels and
+# bench.throughput, such as "--providers eager-channels-last auto+graph".
 set -euo pipefail
 self=$(realpath "${BASH_SOURCE[0]}")
 cd "$(dirname "$self")/.."
 
 STAGES=(environment build tests sanitize kernels b0 b4 b7 resnets b1 b2 b3 b5 b6 profile)
-SECONDS_PER_STAGE=540
+SECONDS_PER_STAGE=${SECONDS_PER_STAGE:-540}
 export OUT=${OUT:-bench/results} PYTHON=${PYTHON:-python3} PYTHONUNBUFFERED=1
 export REHEARSE=${REHEARSE:-}
 
@@ -24,7 +25,7 @@ has_gpu() { "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_availabl
 
 throughput() {
     "$PYTHON" -m bench.throughput "$@" --out "$OUT" ${REHEARSE:+--device cpu --batch-size 1 \
-        --repeats 1 --resolution 64 --providers eager-channels-last reference}
+        --repeats 1 --resolution 64 --providers eager-channels-last auto} ${THROUGHPUT_OPTIONS:-}
 }
 
 run_stage() {
@@ -43,7 +44,8 @@ print(sys.version, torch.__version__, triton.__version__)'
             "$PYTHON" -c 'import effnet_fast; print(effnet_fast.backends())' ;;
         tests) "$PYTHON" tests/run_tiers.py T4 ;;
         sanitize) "$PYTHON" -m tests.sanitize ;;
-        kernels) "$PYTHON" -m bench.kernels efficientnet_b0 --out "$OUT" $small ;;
+        kernels) "$PYTHON" -m bench.kernels efficientnet_b0 --out "$OUT" $small \
+            ${KERNELS_OPTIONS:-} ;;
         resnets) throughput resnet50 resnet152 ;;
         profile)
             "$PYTHON" -m bench.time_by_kernel efficientnet_b0 $small | tee "$OUT/profile.txt" ;;
@@ -84,7 +86,7 @@ run_all() {
     for stage in "${wanted[@]}"; do
         start=$SECONDS status=0
         echo "=== $stage, $(date -u +%H:%M:%S)"
-        timeout --kill-after=10 "$SECONDS_PER_STAGE" "$self" --run-stage "$stage" || status=$?
+        timeout --signal=INT --kill-after=20 "$SECONDS_PER_STAGE" "$self" --run-stage "$stage" || status=$?
         echo "=== $stage: status $status after $((SECONDS - start)) s (124: cut off)"
         [[ $status -eq 0 ]] || failed+=("$stage")
     done

@@ -1,10 +1,12 @@
 """Measure single ops into a record: ``python -m bench.kernels [MODEL ...] [--batch-size N]``.
 
 Every distinct block of the models, op by op: inference, training forward and backward, by every
-backend of this library that the machine has. Each result is checked against the reference's in
-fp32 before it is timed, the cache is flushed before each call, and the bytes that an op's tensors
-hold are held against the copy bandwidth measured in the same run. First come the two layers that a
-depthwise kernel has to do at 80 % of it: 112 x 112 x 96 and 56 x 56 x 144, forward, nothing fused.
+backend of this library that the machine has, and depthwise ops by PyTorch too (:mod:`bench.peers`).
+Each result is checked against fp32's before it is timed, on a GPU as the replay of a CUDA graph;
+the cache is flushed before each call, and the bytes that an op's tensors hold are held against the
+copy bandwidth measured in the same run. First come the two layers that a depthwise kernel has to do
+at 80 % of it: 112 x 112 x 96 and 56 x 56 x 144, forward, nothing fused. A depthwise "backward" is
+timed beside cuDNN's two gradients alone, "plain" beside its convolution.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,8 +22,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from bench import peers
 from bench.records import Record, Writer
-from bench.throughput import ceilings, milliseconds, percentiles
+from bench.throughput import ceilings
+from bench.timing import milliseconds, percentiles, replayable
 from effnet_fast import architecture
 from effnet_fast.backends import backends
 from effnet_fast.cli.common import chosen_device
@@ -32,19 +36,36 @@ from effnet_fast.ops.checks import resolve_padding
 #: Bytes written before each timed call: more than the L2 of any GPU (H200: 60 MB).
 FLUSH = 256 * 2**20
 PLAIN = ((3, 96, 112), (5, 144, 56), (3, 144, 56))
+#: What there is to compare on a GPU, where the reference's many operators would only take time.
+GPU = ("cuda", "triton")
+PEERS = ("cudnn", "cudnn-nchw", "eager", "compile")
+
+
+Peers = dict[str, tuple[peers.Function, tuple[Any, ...]]]
 
 
 @dataclass(frozen=True)
 class Call:
-    """One op with its arguments, less the backend."""
+    """One op with its arguments, less the backend; what PyTorch does instead, by label."""
 
     op: str
     mode: str
     case: str
     args: tuple[Any, ...]
+    peers: Peers = field(default_factory=dict)
 
-    def __call__(self, backend: str) -> list[Tensor]:
-        return list(tensors((getattr(library, self.op)(*self.args, backend),)))
+    def __call__(self, label: str) -> list[Tensor]:
+        if label in self.peers:
+            function, args = self.peers[label]
+            return function(*args)
+        return list(tensors((getattr(library, self.op)(*self.args, label),)))
+
+    def exact(self, label: str) -> list[Tensor]:
+        """The same in fp32, by the reference, or by the peer itself."""
+        if label in self.peers:
+            function, args = self.peers[label]
+            return getattr(function, "stock", function)(*widened(args))
+        return list(tensors((getattr(library, self.op)(*widened(self.args), "reference"),)))
 
 
 class Layers:
@@ -78,15 +99,21 @@ class Layers:
         case = f"k{kernel} s{stride} c{c} {h}x{h}"
         x, w = self.map(c, h), self.weight(c, 1, kernel, kernel)
         pads = resolve_padding(None, x.shape, kernel, stride)
-        head = (x, w, stride, pads)
+        head, stock = (x, w, stride, pads), (x, w, stride, kernel // 2)
         yield Call(
-            "depthwise", "inference", case,
-            (*head, None, "identity", self.batch_norm(c), 1e-3, "silu", "pool"),
+            "depthwise", "plain", case, (*head, None, "identity", [], 0.0, "identity", "none"),
+            cudnn(peers.convolution, stock),
+        )  # fmt: skip
+        bn = self.batch_norm(c)
+        yield Call(
+            "depthwise", "inference", case, (*head, None, "identity", bn, 1e-3, "silu", "pool"),
+            fused(peers.inference, (*stock, bn, 1e-3)),
         )  # fmt: skip
         affine = self.vectors(2, c)
         yield Call(
-            "depthwise", "training", case, (*head, affine, "silu", [], 0.0, "identity", "stats")
-        )
+            "depthwise", "training", case, (*head, affine, "silu", [], 0.0, "identity", "stats"),
+            fused(peers.training, (*stock, affine)),
+        )  # fmt: skip
         p = -(-h // stride)
         g, y, coef = self.map(c, p), self.map(c, p), self.vectors(4, c)
         gate, dpool = self.vectors(self.n, c), self.vectors(self.n, c)
@@ -94,6 +121,7 @@ class Layers:
             "depthwise_bwd", "backward", case,
             (g, y, x, w, stride, pads, coef, affine, "silu", gate, dpool, affine, "silu",
              self.vectors(2, c), None, True, True),
+            cudnn(peers.convolution_backward, (g, *stock)),
         )  # fmt: skip
 
     def pointwise(self, c: int, k: int, h: int, project: bool) -> Iterator[Call]:
@@ -120,12 +148,15 @@ class Layers:
              True, True),
         )  # fmt: skip
 
-    def plain(self, kernel: int, c: int, h: int) -> Call:
-        """A depthwise convolution and nothing else."""
-        x, w = self.map(c, h), self.weight(c, 1, kernel, kernel)
-        pads = resolve_padding(None, x.shape, kernel, 1)
-        arguments: list[Any] = [x, w, 1, pads, None, "identity", [], 0.0, "identity", "none"]
-        return Call("depthwise", "plain", f"k{kernel} s1 c{c} {h}x{h}", tuple(arguments))
+
+def cudnn(function: peers.Function, args: tuple[Any, ...]) -> Peers:
+    """The convolution's own kernels, in both layouts."""
+    return {"cudnn": (function, args), "cudnn-nchw": peers.nchw(function, args)}
+
+
+def fused(function: peers.Function, args: tuple[Any, ...]) -> Peers:
+    """All that the fused op does."""
+    return {"eager": (function, args), "compile": (peers.compiled(function), args)}
 
 
 def blocks(model: str) -> Iterator[tuple[int, int, int, int, int, int]]:
@@ -158,34 +189,37 @@ def off(found: list[Tensor], exact: list[Tensor]) -> float:
     return max(((a.float() - b).abs().max() / b.abs().max()).item() for a, b in pairs)
 
 
-def widened(call: Call) -> Call:
-    """The same call on fp32 operands."""
+def widened(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same in fp32."""
 
     def widen(v: Any) -> Any:
         if isinstance(v, list):
             return [widen(u) for u in v]
         return v.float() if isinstance(v, Tensor) else v
 
-    return Call(call.op, call.mode, call.case, tuple(widen(a) for a in call.args))
+    return tuple(widen(a) for a in args)
 
 
 def measure(call: Call, labels: list[str], repeats: int, writer: Writer, tb_per_s: float) -> None:
-    """Check every backend, time the good ones in turn, and write a record for each."""
+    """Check every label that the call has, time the good ones in turn, write a record for each."""
     x = next(tensors(call.args))
     cuda = x.is_cuda
-    exact = widened(call)("reference")
+    labels = [label for label in labels if label in call.peers or label not in PEERS]
+    exact = call.exact("reference")
     bar = 2 * off(call("reference"), exact) + torch.finfo(x.dtype).eps
-    gates = {}
+    gates, steps = {}, {}
     for label in labels:
-        found = off(call(label), exact)
+        step = partial(call, label)
+        steps[label] = replayable(step) if cuda else step
+        found = off(steps[label](), call.exact(label) if label in call.peers else exact)
         gates[label] = "passed" if found <= bar else f"off by {found:.1e}, bar {bar:.1e}"
-    moved = sum(t.numel() * t.element_size() for t in (*tensors(call.args), *call(labels[0])))
+    moved = sum(t.numel() * t.element_size() for t in (*tensors(call.args), *call("reference")))
     times: dict[str, list[float]] = {label: [] for label in labels if gates[label] == "passed"}
     flush = torch.empty(FLUSH if cuda else 0, dtype=torch.uint8, device=x.device)
     for _ in range(repeats + 1):
         for label, own in times.items():
             flush.zero_()
-            own.append(milliseconds(partial(call, label), cuda))
+            own.append(milliseconds(steps[label], cuda))
     for label in labels:
         ms = percentiles(times[label][1:]) if label in times else None
         dtype = str(x.dtype).removeprefix("torch.")
@@ -205,7 +239,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__)
     parser.add_argument("models", nargs="*", default=["efficientnet_b0"])
     parser.add_argument("--out", default="bench/results", help="folder (default: %(default)s)")
-    parser.add_argument("--backends", nargs="+", help="default: all that this machine has")
+    parser.add_argument(
+        "--backends", nargs="+", help=f"default: what this machine has, {', '.join(PEERS)}"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:i")
     parser.add_argument("--batch-size", type=int, help="default: 128, on a CPU 1")
     parser.add_argument("--repeats", type=int, default=20, help="timed rounds (default 20)")
@@ -217,11 +253,13 @@ def main(argv: list[str] | None = None) -> int:
         torch.bfloat16 if cuda else torch.float32,
         device,
     )
-    labels = arguments.backends or [b for b, reason in backends().items() if reason is None]
+    ours = [b for b, reason in backends().items() if reason is None and (b in GPU or not cuda)]
+    labels = arguments.backends or [*ours, *PEERS]
     writer = Writer(arguments.out, device)
     tb_per_s = ceilings(device, layers.dtype, writer)
     for kernel, c, h in PLAIN:
-        measure(layers.plain(kernel, c, h), labels, arguments.repeats, writer, tb_per_s)
+        gate = next(layers.depthwise(kernel, 1, c, h))
+        measure(gate, labels, arguments.repeats, writer, tb_per_s)
     for model in arguments.models:
         for make in tqdm(list(calls(model, layers)), desc=model, disable=None):
             for call in make():

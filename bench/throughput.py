@@ -5,6 +5,10 @@ backends, at native resolution, in inference and in a training step, beside this
 bandwidth and matrix rate. On a GPU in bf16, on a CPU in fp32. Providers take turns (A B C A B C),
 and a provider is timed only if its result is as near to fp32's as the error rule asks: at most
 twice stock eager's own distance. What does not fit in memory is recorded as such.
+
+"compile" tunes the most that torch.compile can, which takes minutes a model; "compile-default"
+is torch.compile as it comes. With "+graph" behind a provider's name one step of it is captured as
+a CUDA graph and replayed (torch.compile's tuned mode does so by itself).
 """
 
 from __future__ import annotations
@@ -12,26 +16,25 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from bench.records import Record, Writer
+from bench.timing import milliseconds, percentiles, replayable
 from effnet_fast import architecture
-from effnet_fast.backends import backends
 from effnet_fast.cli.common import chosen_device
 from effnet_fast.models import create_model
 from effnet_fast.profile import count
 from effnet_fast.stock import calibrate, import_torchvision
 
 STOCK = ("eager-nchw", "eager-channels-last", "compile")
+GRAPH = "+graph"
 RESNETS = ("resnet50", "resnet152")
 #: Largest batches to try on a GPU, for B0 to B7, then for the ResNets; halved until they fit.
 GPU_BATCH = dict(
@@ -51,6 +54,12 @@ class Provider:
     model: nn.Module
     layout: torch.memory_format
     training: bool
+    graph: bool = False
+
+    def prepared(self, x: Tensor) -> Callable[[], Tensor]:
+        """A step on ``x``, to be called again and again."""
+        step = partial(self.step, x.contiguous(memory_format=self.layout))
+        return replayable(step) if self.graph else step
 
     def step(self, x: Tensor) -> Tensor:
         """What is timed: logits, or a training step less the optimiser, its loss."""
@@ -64,9 +73,9 @@ class Provider:
         loss.backward()
         return loss.detach()
 
-    def result(self, x: Tensor) -> Tensor:
-        """What is checked: logits, or all gradients as one vector, in fp32."""
-        out = self.step(x.contiguous(memory_format=self.layout))
+    def result(self, step: Callable[[], Tensor]) -> Tensor:
+        """What is checked of a :meth:`prepared` step: logits, or all gradients as one vector."""
+        out = step()
         if self.training:
             grads = [p.grad.flatten() for p in self.model.parameters() if p.grad is not None]
             out = torch.cat(grads)
@@ -81,7 +90,8 @@ def stock(name: str) -> nn.Module:
 
 def build(label: str, name: str, state: dict[str, Tensor], x: Tensor, training: bool) -> Provider:
     """The provider ``label`` of model ``name`` on ``x``'s device, in ``x``'s type."""
-    ours = label not in STOCK
+    label, graph, _ = label.partition(GRAPH)
+    ours = not label.startswith(("eager", "compile"))
     model = create_model(name, backend=label) if ours else stock(name)
     model.load_state_dict(state)
     layout = torch.contiguous_format if label == "eager-nchw" else torch.channels_last
@@ -89,29 +99,10 @@ def build(label: str, name: str, state: dict[str, Tensor], x: Tensor, training: 
     for m in model.modules():  # the same gradients for all: nothing is dropped
         if isinstance(m, nn.Dropout) or type(m).__name__ == "StochasticDepth":
             m.eval()
-    if label == "compile":
-        model = torch.compile(model, mode="max-autotune" if x.is_cuda else None)  # type: ignore[assignment]
-    return Provider(model, layout, training)
-
-
-def milliseconds(run: Callable[[], object], cuda: bool) -> float:
-    """One call, by CUDA events or by the clock."""
-    if not cuda:
-        start = time.perf_counter()
-        run()
-        return 1e3 * (time.perf_counter() - start)
-    before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    before.record()
-    run()
-    after.record()
-    after.synchronize()
-    return float(before.elapsed_time(after))
-
-
-def percentiles(times: list[float]) -> dict[str, float]:
-    """p20, p50 and p80."""
-    values = np.percentile(times, (20, 50, 80))
-    return {f"p{p}": float(v) for p, v in zip((20, 50, 80), values, strict=True)}
+    if label.startswith("compile"):
+        tuned = x.is_cuda and label == "compile"
+        model = torch.compile(model, mode="max-autotune" if tuned else None)  # type: ignore[assignment]
+    return Provider(model, layout, training, bool(graph))
 
 
 def measure(
@@ -122,39 +113,45 @@ def measure(
     reference = stock(name).to(x.device)
     calibrate(reference, x.float())
     state = {k: v.cpu() for k, v in reference.state_dict().items()}
-    exact = build("eager-nchw", name, state, x.float(), training).result(x.float())
+    wide = build("eager-nchw", name, state, x.float(), training)
+    exact = wide.result(wide.prepared(x.float()))
     scale = exact.abs().max().item()
+    del wide
 
-    def off(provider: Provider) -> float:
-        return (provider.result(x) - exact).abs().max().item() / scale
+    def off(provider: Provider, step: Callable[[], Tensor]) -> float:
+        return (provider.result(step) - exact).abs().max().item() / scale
 
-    bar = 2 * off(build("eager-channels-last", name, state, x, training)) + torch.finfo(x.dtype).eps
+    base = build("eager-channels-last", name, state, x, training)
+    bar = 2 * off(base, base.prepared(x)) + torch.finfo(x.dtype).eps
+    del base
     mode = "training step" if training else "inference"
     macs = count(copy.deepcopy(reference), (x.shape[2], x.shape[3])).macs
     flops = 2 * macs * x.shape[0] * (3 if training else 1)
     del reference
-    rows: list[tuple[str, Provider | None, Tensor, str, int | None]] = []
+    rows: list[tuple[str, Callable[[], Tensor] | None, str, int | None]] = []
     for label in labels:
         if cuda:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+        others = torch.cuda.memory_allocated() if cuda else 0
         try:
             provider = build(label, name, state, x, training)
-            found = off(provider)
+            step = provider.prepared(x)
+            found = off(provider, step)
         except torch.OutOfMemoryError:
-            rows.append((label, None, x, "out of memory", None))
+            rows.append((label, None, "out of memory", None))
             continue
-        peak = torch.cuda.max_memory_allocated() if cuda else None
+        peak = torch.cuda.max_memory_allocated() - others if cuda else None
         gate = "passed" if found <= bar else f"off by {found:.1e}, bar {bar:.1e}"
-        rows.append((label, provider, x.contiguous(memory_format=provider.layout), gate, peak))
-    times: dict[str, list[float]] = {row[0]: [] for row in rows if row[3] == "passed"}
+        rows.append((label, step, gate, peak))
+    times: dict[str, list[float]] = {row[0]: [] for row in rows if row[2] == "passed"}
     for _ in tqdm(
         range(repeats + 1), desc=f"{name} {mode} {x.shape[0]}", leave=False, disable=None
     ):
-        for label, timed, own_x, _, _ in rows:
+        for label, timed, _, _ in rows:
             if label in times and timed is not None:
-                times[label].append(milliseconds(partial(timed.step, own_x), cuda))
-    for label, _, _, gate, peak in rows:
+                times[label].append(milliseconds(timed, cuda))
+    for label, _, gate, peak in rows:
         ms = percentiles(times[label][1:]) if label in times else None
         writer.add(Record(
             "model", label, mode, name, list(x.shape), str(x.dtype).removeprefix("torch."), ms,
@@ -192,10 +189,12 @@ def ceilings(device: torch.device, dtype: torch.dtype, writer: Writer) -> float:
     return rates["copy"]
 
 
-def providers_here(name: str) -> list[str]:
-    """Stock, and the backends of this library that this machine can use, where they apply."""
-    ours = [] if name in RESNETS else [b for b, reason in backends().items() if reason is None]
-    return [*STOCK, *ours]
+def providers_here(name: str, cuda: bool) -> list[str]:
+    """Stock, and this library: what "auto" takes, on a GPU as a CUDA graph too."""
+    stock_here = (*STOCK, f"eager-channels-last{GRAPH}") if cuda else STOCK
+    if name in RESNETS:
+        return [*stock_here]
+    return [*stock_here, "auto", f"auto{GRAPH}"] if cuda else [*stock_here, "auto"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -220,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
         side = arguments.resolution or (
             224 if name in RESNETS else architecture.variant(name).resolution
         )
-        labels = arguments.providers or providers_here(name)
+        labels = arguments.providers or providers_here(name, cuda)
         large = arguments.batch_size or (GPU_BATCH.get(name, 16) if cuda else CPU_BATCH)
         plans = [(1, False), (large, False)] if "inference" in arguments.modes else []
         plans += [(large, True)] if "training" in arguments.modes else []

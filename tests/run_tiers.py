@@ -31,7 +31,7 @@ class Tier:
     backends: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     may_be_empty: str = ""
-    parallel: bool = False  # a process for each core, a file's tests in one of them
+    parallel: str = ""  # a process for each core: how pytest-xdist gives them tests
 
     def environment(self) -> dict[str, str]:
         """That of the pytest process."""
@@ -41,14 +41,14 @@ class Tier:
 
 TIERS = (
     Tier("T0", ("tests/t0",)),
-    Tier("T1", ("tests/t1", "tests/ops"), ("reference",), parallel=True),
+    Tier("T1", ("tests/t1", "tests/ops"), ("reference",), parallel="loadfile"),
     Tier(
-        "T2", ("tests/t2", "tests/ops"), ("triton",), {"TRITON_INTERPRET": "1"}, parallel=True
+        "T2", ("tests/t2", "tests/ops"), ("triton",), {"TRITON_INTERPRET": "1"}, parallel="loadfile"
     ),
     Tier("T3", ("tests/t3",)),
     Tier(
         "T4", ("tests/ops",), ("cuda", "triton", "reference"), {"EFFNET_FAST_TEST_DEVICE": "cuda"},
-        may_be_empty="no GPU on this machine", parallel=True,
+        may_be_empty="no GPU on this machine", parallel="worksteal",
     ),
 )  # fmt: skip
 
@@ -105,7 +105,7 @@ def run(tier: Tier) -> Outcome:
         xml = Path(scratch, "junit.xml")
         command = [sys.executable, "-m", "pytest", *tier.folders, f"--junit-xml={xml}"]
         if tier.parallel:
-            command += ["-n", str(len(os.sched_getaffinity(0))), "--dist", "loadfile"]
+            command += ["-n", str(len(os.sched_getaffinity(0))), "--dist", tier.parallel]
         done = subprocess.run(command, cwd=ROOT, env=tier.environment(), check=False)
         outcome = read_junit(xml) if xml.exists() else Outcome()
     outcome.seconds = time.monotonic() - start
