@@ -1,9 +1,9 @@
 """Records of measurements: one immutable JSON-lines file per run, one measurement per line.
 
 A line holds what was measured (op, backend, mode, case, shape, dtype), the figures (milliseconds at
-the 20th, 50th and 80th percentile, bytes and flops of one call, peak memory in bytes), whether the
-result was checked before it was timed (gate), and the environment. Speed-ups are never stored:
-they are computed from two lines of one file.
+the 20th, 50th and 80th percentile, bytes and flops of one call, peak memory in bytes, launches),
+whether the result was checked before it was timed (gate), and the environment. Speed-ups are never
+stored: they are computed from two lines of one file.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from effnet_fast.cli.common import device_name
 FIELDS: dict[str, Any] = {
     "op": str, "backend": str, "mode": str, "case": str, "shape": list, "dtype": str,
     "ms": dict | None, "bytes": int | None, "flops": int | None, "peak_memory": int | None,
-    "gate": str, "environment": dict,
+    "gate": str, "environment": dict, "launches": int | None, "saved": int | None,
 }  # fmt: skip
+#: Fields that files written before they were thought of lack; they read as None.
+LATER = ("launches", "saved")
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class Record:
     """One measurement, less its environment.
 
     ``gate``: "passed", or what the check found; ``ms`` is then None: no speed on a red gate.
-    ``bytes`` and ``flops``: of one call, where they are known. ``peak_memory``: bytes allocated
-    on the GPU at the most, or None on a CPU.
+    ``bytes`` and ``flops``: of one call, where they are known. ``peak_memory``: bytes that the
+    provider takes at the most, see :mod:`bench.memory`. ``launches``: operators that move bytes;
+    ``saved``: bytes kept for the backward pass; both by the ledger (:mod:`bench.costs`).
     """
 
     op: str
@@ -51,6 +54,8 @@ class Record:
     bytes: int | None = None
     flops: int | None = None
     peak_memory: int | None = None
+    launches: int | None = None
+    saved: int | None = None
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -114,6 +119,8 @@ def read(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
         for number, text in enumerate(file, 1):
             try:
                 line = json.loads(text)
+                if isinstance(line, dict):
+                    line = dict.fromkeys(LATER) | line
                 check(line)
             except ValueError as error:
                 raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from error

@@ -15,11 +15,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from effnet_fast import architecture
-from effnet_fast.backends import BackendUnavailableError
+from effnet_fast.backends import BACKENDS, BackendUnavailableError
 from effnet_fast.cli.common import CommandError, chosen_device, device_name, emit
 from effnet_fast.cli.providers import (
     BAR,
-    OURS,
     PROVIDERS,
     STOCK,
     Provider,
@@ -32,7 +31,7 @@ from effnet_fast.cli.providers import (
 )
 
 #: Without --providers: what needs no optional runtime and no minutes of compilation.
-DEFAULT = (*STOCK, *OURS)
+DEFAULT = (*STOCK, "engine", *BACKENDS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,6 @@ training gives everyone the same gradients.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,15 +34,17 @@ PROVIDERS = {
     "eager-nchw": "torchvision's model, PyTorch eager, NCHW",
     "eager-channels-last": "torchvision's model, PyTorch eager, channels_last",
     "compile": "torchvision's under torch.compile: max-autotune on a GPU, freezing on a CPU",
+    "compile-default": "the same without options",
     "timm": "timm's model, PyTorch eager, channels_last",
     "onnxruntime": "torchvision's model in ONNX Runtime",
     "openvino": "torchvision's model in OpenVINO",
     "tensorrt": "torchvision's model in TensorRT, by Torch-TensorRT",
     "engine": "ours: effnet_fast.optimize_for_inference",
+    "auto": "ours: the fastest backend that there is, op by op",
     **{backend: f"ours: backend {backend}" for backend in BACKENDS},
 }
 STOCK = ("eager-nchw", "eager-channels-last")
-OURS = ("engine", *BACKENDS)
+OURS = ("engine", "auto", *BACKENDS)
 #: Values per channel that batch norm's statistics come from at least, on the smallest maps, and
 #: images that they come from at most.
 _CALIBRATION_VALUES, _CALIBRATION_IMAGES = 64, 8
@@ -78,8 +79,14 @@ class Provider:
         return loss.detach()
 
     def result(self, x: Tensor) -> Tensor:
-        """What is checked: logits, or all gradients as one vector; fp32, or ``x``'s fp64."""
-        out = self.step(self.prepare(x))
+        """What is checked of a step on ``x``."""
+        return self.checked(self.step(self.prepare(x)))
+
+    def checked(self, out: Tensor) -> Tensor:
+        """What is checked of the step that gave ``out``: logits, or all gradients as one vector.
+
+        In fp32, or the model's fp64.
+        """
         if self.training:
             parameters = cast(nn.Module, self.model).parameters()
             out = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
@@ -96,8 +103,8 @@ def why_not(label: str, name: str, x: Tensor, training: bool = False) -> str | N
     variant = architecture.VARIANTS.get(name)
     if label in OURS and variant is None:
         return f"{name} is not a model of this library"
-    if label in BACKENDS:
-        return backends()[label]
+    if label in ("auto", *BACKENDS):
+        return backends().get(label)
     if training and label in ("engine", *runtimes.PACKAGES):
         return "computes no gradients"
     if label == "engine":
@@ -137,10 +144,12 @@ def build(label: str, name: str, state: State, x: Tensor, training: bool = False
         if isinstance(m, nn.Dropout) or type(m).__name__ == "StochasticDepth":
             m.eval()
     run: Callable[[Tensor], Tensor] = model
-    if label == "compile" and x.is_cuda:
+    if label == "compile-default" or (label == "compile" and training and not x.is_cuda):
+        run = torch.compile(model)
+    elif label == "compile" and x.is_cuda:
         run = torch.compile(model, mode="max-autotune")
     elif label == "compile":
-        run = torch.compile(model, options=None if training else {"freezing": True})
+        run = torch.compile(model, options={"freezing": True})
     elif label == "engine":
         run = cast(Callable[[Tensor], Tensor], optimize_for_inference(cast(EfficientNet, model)))
     elif label in runtimes.PACKAGES:
@@ -192,7 +201,9 @@ def expected(name: str, state: State, x: Tensor, training: bool = False) -> tupl
     """
     label = STOCK[0]
     if why_not(label, name, x, training) is None:
-        return build(label, name, state, x.float(), training).result(x.float()), f"{label} in fp32"
+        with true_fp32():
+            truth = build(label, name, state, x.float(), training).result(x.float())
+        return truth, f"{label} in fp32"
     exact = build("reference", name, state, x.double(), training).result(x.double())
     return exact.float(), "reference in fp64"
 

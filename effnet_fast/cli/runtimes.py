@@ -10,6 +10,7 @@ import io
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,6 +108,6 @@ def tensorrt(model: nn.Module, x: Tensor) -> Run:
     """``model`` through Torch-TensorRT's backend of torch.compile, in ``x``'s type."""
     import torch_tensorrt  # noqa: F401  # registers the backend
 
-    options = {"enabled_precisions": {x.dtype}, "truncate_double": True}
+    options: dict[str, Any] = {"enabled_precisions": {x.dtype}, "truncate_double": True}
     compiled: Run = torch.compile(model, backend="tensorrt", dynamic=False, options=options)
     return compiled

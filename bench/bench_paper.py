@@ -1,0 +1,84 @@
+"""Is EfficientNet efficient now? The paper's latency table, and ResNet-50 against B0.
+
+The paper's Table 4: ResNet-152 takes 0.554 s and B1 0.098 s an image, batch 1 on one core of an
+Intel Xeon E5-2690, 5.7 times less, at the same accuracy (77.8 % and 78.8 % top-1). ResNet-50 is
+what B0 is compared with: a tenth of its multiply-adds, and on a GPU hardly faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.arena import CLOCK, Arena, Entry
+from bench.bench_models import hold
+from bench.contest import Entrant
+from bench.schedules import RESOLUTIONS
+from bench.throughput import large_batch, providers_here
+
+#: Rounds, and seconds after which a contest makes do with fewer: a ResNet-152 takes 0.3 s.
+ROUNDS, SECONDS = 20, 60.0
+
+
+def labels(*names: str) -> list[str]:
+    """ "MODEL PROVIDER" for all of both models that this machine may have."""
+    cuda = torch.cuda.is_available()
+    return [f"{name} {provider}" for name in names for provider in providers_here(name, cuda)]
+
+
+def hold_models(labels: list[str], n: int, mode: str, device: torch.device) -> dict[str, Entry]:
+    """Both models' providers in one contest, each model on images of its own resolution."""
+    images = {}
+    for name in {label.split()[0] for label in labels}:
+        torch.manual_seed(0)
+        side = RESOLUTIONS.get(name, 224)
+        x = torch.randn(n, 3, side, side, device=device)
+        images[name] = x.to(torch.bfloat16) if x.is_cuda else x
+    entrants = {}
+    for label in labels:
+        name, provider = label.split()
+        entrants[label] = Entrant(provider, name, images[name])
+    return hold(entrants, mode, ROUNDS, SECONDS)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch, and every runtime made within the block, on one CPU thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.latency
+@pytest.mark.benchmark(timer=CLOCK)
+@pytest.mark.parametrize("label", labels("resnet152", "efficientnet_b1"))
+def test_latency(
+    benchmark: BenchmarkFixture, arena: Arena, device: torch.device,
+    request: pytest.FixtureRequest, label: str,
+) -> None:  # fmt: skip
+    def contest(labels: list[str]) -> dict[str, Entry]:
+        with one_thread():
+            return hold_models(labels, 1, "latency", device)
+
+    arena.enter(request.node, benchmark, contest)
+
+
+@pytest.mark.inference
+@pytest.mark.full
+@pytest.mark.benchmark(timer=CLOCK)
+@pytest.mark.parametrize("label", labels("resnet50", "efficientnet_b0"))
+def test_resnet50_against_b0(
+    benchmark: BenchmarkFixture, arena: Arena, device: torch.device,
+    request: pytest.FixtureRequest, label: str,
+) -> None:  # fmt: skip
+    n = large_batch("resnet50", device, training=False)
+    arena.enter(
+        request.node, benchmark, lambda labels: hold_models(labels, n, "inference", device)
+    )  # fmt: skip

@@ -1,0 +1,219 @@
+"""Records as pictures, PNG and SVG, by matplotlib: ``python -m bench.report --pictures FOLDER``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from bench.analysis import (
+    Contest,
+    Line,
+    best_of_ours,
+    ceilings,
+    contests,
+    least_bytes,
+    machine,
+    ms,
+    ours,
+    roof,
+)
+
+#: Ours in one colour, whoever else in the others'.
+OURS = "#c0392b"
+THEIRS = plt.get_cmap("tab20c").colors
+STYLE = {
+    "figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False,
+    "font.size": 9, "svg.hashsalt": "effnet_fast",
+}  # fmt: skip
+
+
+def draw(lines: list[Line], folder: Path) -> Iterator[Path]:
+    """Every picture that the records have something for, by machine; yields the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for whose in sorted({machine(line) for line in lines}):
+        own = [line for line in lines if machine(line) == whose]
+        slug = re.sub(r"[^a-z0-9]+", "-", whose[0].lower()).strip("-")
+        found = [[line for line in contest if line["ms"]] for contest in contests(own)]
+        found = [contest for contest in found if contest]
+        modes: dict[str, list[Contest]] = {}
+        for contest in found:
+            n, mode = contest[0]["shape"][0], contest[0]["mode"]
+            kind = mode if mode == "latency" else f"{mode}-{'batch-1' if n == 1 else 'large-batch'}"
+            modes.setdefault(kind.replace(" ", "-"), []).append(contest)
+        with plt.rc_context(STYLE):
+            for kind, group in sorted(modes.items()):
+                name = f"{slug}-{kind}"
+                if kind == "latency":
+                    yield from _save(_latency(group[0], whose[0]), folder / name)
+                    continue
+                group.sort(key=lambda contest: str(contest[0]["case"]))
+                yield from _save(_throughput(group, whose[0], kind), folder / f"{name}-throughput")
+                if any(best_of_ours(contest) for contest in group):
+                    yield from _save(_speedup(group, whose[0], kind), folder / f"{name}-speedup")
+            if found:
+                yield from _save(_roofline(found, own, whose[0]), folder / f"{slug}-roofline")
+            ops = [line for line in own if line["op"] != "model" and line["mode"] != "ceiling"]
+            for mode in sorted({line["mode"] for line in ops if line["ms"]}):
+                chosen = [line for line in ops if line["mode"] == mode and line["ms"]]
+                yield from _save(_layers(chosen, whose[0], mode), folder / f"{slug}-ops-{mode}")
+
+
+def _save(figure: Any, path: Path) -> Iterator[Path]:
+    for suffix in (".png", ".svg"):
+        file = path.with_name(path.name + suffix)
+        figure.savefig(file, dpi=130, metadata={"Date": None} if suffix == ".svg" else None)
+        yield file
+    plt.close(figure)
+
+
+def _colours(labels: Sequence[str], mine: set[str]) -> dict[str, Any]:
+    others = [label for label in labels if label not in mine]
+    found: dict[str, Any] = {label: THEIRS[i % len(THEIRS)] for i, label in enumerate(others)}
+    reds = plt.get_cmap("Reds")(np.linspace(0.85, 0.45, max(1, len(mine))))
+    return found | dict(zip([x for x in labels if x in mine], reds, strict=True))
+
+
+def _labels(group: Sequence[Contest]) -> tuple[list[str], set[str]]:
+    """The providers of all contests in their order, and which are ours."""
+    every = [line for contest in group for line in contest]
+    return list(dict.fromkeys(line["backend"] for line in every)), {
+        line["backend"] for line in every if ours(line)
+    }
+
+
+def _short(contest: Contest) -> str:
+    return f"{contest[0]['case'].removeprefix('efficientnet_')}\nbatch {contest[0]['shape'][0]}"
+
+
+def _bars(
+    axes: Any, group: Sequence[Contest], values: Sequence[dict[str, float]], skip: set[str]
+) -> None:
+    """Bars side by side, a cluster for each contest."""
+    labels, mine = _labels(group)
+    colours = _colours(labels, mine)
+    shown = [label for label in labels if label not in skip]
+    width = 0.85 / max(1, len(shown))
+    for i, label in enumerate(shown):
+        places = [j for j, v in enumerate(values) if label in v]
+        heights = [values[j][label] for j in places]
+        at = [j + (i - (len(shown) - 1) / 2) * width for j in places]
+        axes.bar(at, heights, width, color=colours[label],
+                 label=f"ours, {label}" if label in mine else label)  # fmt: skip
+    axes.set_xticks(range(len(group)), [_short(contest) for contest in group])
+    axes.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+
+
+def _figure(title: str, width: float = 8.0) -> tuple[Any, Any]:
+    figure, axes = plt.subplots(figsize=(width, 4.4))
+    figure.suptitle(title, fontsize=10)
+    return figure, axes
+
+
+def _throughput(group: Sequence[Contest], device: str, kind: str) -> Any:
+    """Images a second by model."""
+    figure, axes = _figure(f"Throughput, {kind}, {group[0][0]['dtype']}, {device}")
+    values = [{x["backend"]: 1e3 * x["shape"][0] / ms(x) for x in contest} for contest in group]
+    _bars(axes, group, values, set())
+    axes.set_yscale("log")
+    axes.set_ylabel("images/s (log)")
+    axes.grid(axis="y", which="both", alpha=0.25)
+    return figure
+
+
+def _speedup(group: Sequence[Contest], device: str, kind: str) -> Any:
+    """How many times as long everyone else takes as the best of ours."""
+    figure, axes = _figure(f"Time of others over the best of ours, {kind}, {device}")
+    values = []
+    for contest in group:
+        best = best_of_ours(contest)
+        values.append({x["backend"]: ms(x) / ms(best) for x in contest} if best else {})
+    _bars(axes, group, values, _labels(group)[1])
+    axes.axhline(1, color=OURS, linewidth=1.2)
+    axes.set_ylabel("times as long as ours; below 1 ours is slower")
+    return figure
+
+
+def _roofline(found: Sequence[Contest], lines: list[Line], device: str) -> Any:
+    """Rate against arithmetic intensity, under the two ceilings of the runs."""
+    figure, axes = _figure(f"Roofline, {device}")
+    every = [line for contest in found for line in contest]
+    labels, mine = _labels(found)
+    colours = _colours(labels, mine)
+    intensities = []
+    for label in labels:
+        points = []
+        for line in every:
+            moved = least_bytes(line)
+            if line["backend"] == label and moved and line["flops"]:
+                points.append((line["flops"] / moved, line["flops"] / ms(line) / 1e6))
+        if points:
+            x, y = zip(*points, strict=True)
+            intensities += x
+            axes.scatter(x, y, s=26, color=colours[label],
+                         label=f"ours, {label}" if label in mine else label)  # fmt: skip
+    for file in {line["file"] for line in every}:
+        limits = ceilings(lines, file)
+        if len(limits) == 2 and intensities:
+            x = np.geomspace(min(intensities) / 2, max(intensities) * 2, 100)
+            y = np.minimum(x * limits["copy"], limits["matmul"]) / 1e9
+            axes.plot(x, y, color="black", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("flop per byte that this library's schedule moves")
+    axes.set_ylabel("Gflop/s; the line: what copy and matrix product reached")
+    axes.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    return figure
+
+
+def _latency(contest: Contest, device: str) -> Any:
+    """Is EfficientNet efficient now? Both models' time by provider."""
+    figure, axes = _figure(f"One image at a time, one CPU thread or one GPU: {device}", 7.0)
+    labels, mine = _labels([contest])
+    for i, name in enumerate(dict.fromkeys(line["case"] for line in contest)):
+        own = {line["backend"]: ms(line) for line in contest if line["case"] == name}
+        at = [labels.index(label) + (i - 0.5) * 0.4 for label in own]
+        bars = axes.bar(at, list(own.values()), 0.4, color=("#7f8c8d", OURS)[i % 2], label=name)
+        axes.bar_label(bars, fmt="%.3g", fontsize=7)
+    axes.set_xticks(range(len(labels)), [f"ours,\n{x}" if x in mine else x for x in labels],
+                    rotation=20)  # fmt: skip
+    axes.set_ylabel("ms")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _layers(lines: list[Line], device: str, mode: str) -> Any:
+    """Time by layer, ops stacked, a panel for each backend; the tick is the roof."""
+    backends = list(dict.fromkeys(line["backend"] for line in lines))
+    cases = list(dict.fromkeys(line["case"] for line in lines))
+    ops = list(dict.fromkeys(line["op"] for line in lines))
+    colours = dict(zip(ops, plt.get_cmap("tab10").colors, strict=False))
+    figure, panels = plt.subplots(
+        len(backends), 1, figsize=(9, 1.6 + 1.7 * len(backends)), sharex=True, sharey=True,
+        squeeze=False,
+    )  # fmt: skip
+    figure.suptitle(f"Time by layer, {mode}, batch {lines[0]['shape'][0]}, {device}", fontsize=10)
+    for backend, axes in zip(backends, panels[:, 0], strict=True):
+        tops = np.zeros(len(cases))
+        bounds = np.zeros(len(cases))
+        for op in ops:
+            heights = np.zeros(len(cases))
+            for line in lines:
+                if (line["backend"], line["op"]) == (backend, op):
+                    limits = ceilings(lines, line["file"])
+                    heights[cases.index(line["case"])] = ms(line)
+                    bounds[cases.index(line["case"])] += roof(line, limits) or 0.0
+            axes.bar(range(len(cases)), heights, bottom=tops, color=colours[op], label=op)
+            tops += heights
+        axes.plot(range(len(cases)), bounds, "_", color="black", markersize=8)
+        axes.set_ylabel(f"{backend}\nms")
+    panels[0, 0].legend(fontsize=7, ncols=4, frameon=False)
+    panels[-1, 0].set_xticks(range(len(cases)), cases, rotation=90, fontsize=6)
+    return figure
