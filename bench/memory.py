@@ -29,7 +29,7 @@ class Meter:
             torch.cuda.reset_peak_memory_stats()
         else:
             _trim()
-        self.before = torch.cuda.memory_allocated() if cuda else _resident("VmRSS")
+        self.before = torch.cuda.memory_allocated() if cuda else _resident("VmRSS") or 0
 
     def peak(self, call: Callable[[], object]) -> int | None:
         """The bytes; ``call`` is what is measured on a CPU. None where the system does not say."""
@@ -43,7 +43,7 @@ class Meter:
             return None
         call()
         after = _resident("VmHWM")
-        return None if after is None or self.before is None else max(0, after - self.before)
+        return None if after is None else max(0, after - self.before)
 
 
 def _resident(field: str) -> int | None:

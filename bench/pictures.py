@@ -147,7 +147,7 @@ def _roofline(found: Sequence[Contest], lines: list[Line], device: str) -> Any:
     every = [line for contest in found for line in contest]
     labels, mine = _labels(found)
     colours = _colours(labels, mine)
-    intensities = []
+    intensities: list[float] = []
     for label in labels:
         points = []
         for line in every:
@@ -162,9 +162,9 @@ def _roofline(found: Sequence[Contest], lines: list[Line], device: str) -> Any:
     for file in {line["file"] for line in every}:
         limits = ceilings(lines, file)
         if len(limits) == 2 and intensities:
-            x = np.geomspace(min(intensities) / 2, max(intensities) * 2, 100)
-            y = np.minimum(x * limits["copy"], limits["matmul"]) / 1e9
-            axes.plot(x, y, color="black", linewidth=1)
+            across = np.geomspace(min(intensities) / 2, max(intensities) * 2, 100)
+            up = np.minimum(across * limits["copy"], limits["matmul"]) / 1e9
+            axes.plot(across, up, color="black", linewidth=1)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("flop per byte that this library's schedule moves")

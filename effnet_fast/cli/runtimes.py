@@ -6,11 +6,10 @@ made with, and on a CPU with as many threads as torch has at that moment.
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -52,10 +51,10 @@ def onnxruntime(model: nn.Module, x: Tensor) -> Run:
     """
     import onnxruntime as ort
 
-    with warnings.catch_warnings(), io.BytesIO() as file:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
-        torch.onnx.export(model, (x,), file, dynamo=True, external_data=False, verbose=False)
-        graph = file.getvalue()
+        program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
+    graph = cast(Any, program).model_proto.SerializeToString()
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     wanted = _execution_provider(x)

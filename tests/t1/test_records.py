@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench import records, throughput
+from bench import contest, records, throughput
 from bench.records import Record, Writer, read
+from effnet_fast.cli.providers import Provider
 
 MS = {"p20": 1.0, "p50": 1.5, "p80": 2.0}
 GOOD = Record("model", "compile", "inference", "efficientnet_b0", [1, 3, 8, 8], "float32", MS,
@@ -69,20 +70,32 @@ def test_a_run_checks_before_it_times(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(lines) == 6
     assert {line["gate"] for line in lines} == {"passed"}
 
-    plain = throughput.build
+    plain = contest.build
 
-    def planted(label: str, *rest: Any) -> throughput.Provider:
+    def planted(label: str, *rest: Any) -> Provider:
         provider = plain(label, *rest)
         if label == "reference":
             with torch.no_grad():
                 next(provider.model.parameters())[0, 0, 0, 0] += 0.1
         return provider
 
-    monkeypatch.setattr(throughput, "build", planted)
-    assert throughput.main([*command, "--out", str(tmp_path / "bad")]) == 0
+    monkeypatch.setattr(contest, "build", planted)
+    assert throughput.main([*command, "--out", str(tmp_path / "bad")]) == 1
     lines = [line for file in (tmp_path / "bad").iterdir() for line in read(file)]
     for line in lines:
         assert (line["ms"] is None) == (line["backend"] == "reference"), line["gate"]
+
+
+def test_files_from_before_a_field_was_thought_of_are_read(tmp_path: Path) -> None:
+    writer = Writer(tmp_path, torch.device("cpu"))
+    writer.add(GOOD)
+    writer.close()
+    line = json.loads(writer.path.read_text())
+    path = tmp_path / "old.jsonl"
+    path.write_text(json.dumps({k: v for k, v in line.items() if k not in records.LATER}) + "\n")
+    (read_back,) = read(path)
+    assert read_back == line
+    assert [read_back[name] for name in records.LATER] == [None, None]
 
 
 @pytest.mark.skipif(not RESULTS, reason="no record is committed yet")
