@@ -31,6 +31,10 @@ using SeWeightsTuple = std::tuple<Address, Address, int, ParamTuple, ParamTuple>
 using MapShape = std::tuple<int, int, int, int, int>;
 // type, N, C, H, W, P, Q, kernel, stride, top and left padding
 using ConvShape = std::tuple<int, int, int, int, int, int, int, int, int, int, int>;
+// type, N, C, K, pixels per image
+using PointwiseTuple = std::tuple<int, int, int, int, int64_t>;
+// (address, elements from pixel to pixel)
+using PixelsTuple = std::tuple<Address, int64_t>;
 // device index and stream
 using Place = std::tuple<int, Address>;
 
@@ -74,6 +78,15 @@ DepthwiseShape conv_shape(const ConvShape& s) {
     return {dtype(type), n, c, h, w, p, q, kernel, stride, top, left};
 }
 
+PointwiseShape pointwise_shape(const PointwiseTuple& s) {
+    const auto& [type, n, c, k, hw] = s;
+    return {dtype(type), n, c, k, hw};
+}
+
+Pixels pixels(const PixelsTuple& p) {
+    return {pointer<const void>(std::get<0>(p)), std::get<1>(p)};
+}
+
 // Sets the fields that all ops on one map share.
 template <class Args>
 Args with_shape(const MapShape& shape) {
@@ -90,6 +103,12 @@ std::string sizes(const DepthwiseShape& s) {
     std::ostringstream out;
     out << "x " << s.n << "x" << s.c << "x" << s.h << "x" << s.w << ", y " << s.p << "x" << s.q
         << ", kernel " << s.kernel << ", stride " << s.stride;
+    return out.str();
+}
+
+std::string sizes(const PointwiseShape& s) {
+    std::ostringstream out;
+    out << "N " << s.n << ", " << s.hw << " pixels, C " << s.c << ", K " << s.k;
     return out.str();
 }
 
@@ -205,6 +224,28 @@ void depthwise_bwd_(const ConvShape& shape, Address g, Address y, const MapTuple
     args.dw = pointer<float>(dw);
     args.sums = pointer<float>(sums);
     run("depthwise_bwd", depthwise_bwd, depthwise_bwd_workspace, args, allocate, place);
+}
+
+// ---------------------------------------------------------------- 1x1 convolution
+
+void pointwise_(const PointwiseTuple& shape, const PixelsTuple& x, Address weight,
+                Address in_affine, int in_act, Address in_gate,
+                const std::optional<BatchNormTuple>& out_bn, int out_act,
+                const PixelsTuple& residual, Address y, Address stats, const py::function& allocate,
+                const Place& place) {
+    PointwiseArgs args{};
+    args.shape = pointwise_shape(shape);
+    args.x = pixels(x);
+    args.weight = pointer<const void>(weight);
+    args.in_affine = floats(in_affine);
+    args.in_act = activation(in_act);
+    args.in_gate = floats(in_gate);
+    args.out_bn = batch_norm(out_bn);
+    args.out_act = activation(out_act);
+    args.residual = pixels(residual);
+    args.y = pointer<void>(y);
+    args.stats = pointer<float>(stats);
+    run("pointwise", pointwise, pointwise_workspace, args, allocate, place);
 }
 
 // ---------------------------------------------------------------- squeeze-and-excitation
@@ -352,6 +393,7 @@ void bn_residual_bwd_(const MapShape& shape, Address g, const MapTuple& y, Addre
 void register_cuda_ops(py::module_& m) {
     m.def("depthwise", depthwise_);
     m.def("depthwise_bwd", depthwise_bwd_);
+    m.def("pointwise", pointwise_);
     m.def("se_pool", se_pool_);
     m.def("se_gate", se_gate_);
     m.def("se_bwd_reduce", se_bwd_reduce_);

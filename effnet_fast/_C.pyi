@@ -74,6 +74,22 @@ def depthwise_bwd(
     place: _Place,
     /,
 ) -> None: ...
+def pointwise(
+    shape: tuple[int, int, int, int, int],  # type, N, C, K, pixels per image
+    x: tuple[int, int],  # address, elements from pixel to pixel
+    weight: int,
+    in_affine: int,
+    in_act: int,
+    in_gate: int,
+    out_bn: _BatchNorm | None,
+    out_act: int,
+    residual: tuple[int, int],
+    y: int,
+    stats: int,
+    allocate: _Allocate,
+    place: _Place,
+    /,
+) -> None: ...
 def se_pool(
     shape: _Shape,
     x: _Map,

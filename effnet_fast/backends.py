@@ -20,7 +20,7 @@ import torch
 
 from effnet_fast import limits
 
-#: In the order in which "auto" tries them, but for matrix products.
+#: In the order in which "auto" tries them, but for matrix products without a CUDA kernel.
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 _PRODUCTS_ORDER = ("triton", "cuda", "cpu", "reference")
 ENVIRONMENT_VARIABLE = "EFFNET_FAST_BACKEND"
@@ -143,15 +143,15 @@ def why_not(op: str, backend: str, *args: Any) -> str | None:
 def choose(op: str, name: str, *args: Any) -> str:
     """The concrete backend for ``op`` on ``args``; ``name`` is what :func:`requested` returned.
 
-    Matrix products are Triton's first, also where "cuda" is asked for: its kernels fuse what goes
-    before and after, and csrc/cuda has none for them but passes around cuBLAS.
+    A matrix product that csrc/cuda has no kernel for is Triton's first, also where "cuda" is asked
+    for: Triton fuses what goes before and after, "cuda" then only puts passes around cuBLAS.
 
     Raises:
         BackendUnavailableError: the backend asked for by name cannot run it; the message is its
             :func:`why_not`.
     """
     reasons = {}
-    for candidate in _candidates(op, name):
+    for candidate in _candidates(op, name, args):
         reasons[candidate] = why_not(op, candidate, *args)
         if reasons[candidate] is None:
             return candidate
@@ -162,11 +162,13 @@ def choose(op: str, name: str, *args: Any) -> str:
     )
 
 
-def _candidates(op: str, name: str) -> tuple[str, ...]:
-    product = op in limits.PRODUCTS
+def _candidates(op: str, name: str, args: tuple[Any, ...]) -> tuple[str, ...]:
+    fused = op not in limits.PRODUCTS or (
+        len(args) > 1 and limits.cuda_product(op, args) is None
+    )
     if name == "auto":
-        return _PRODUCTS_ORDER if product else BACKENDS
-    if name == "cuda" and product and _machine_why_not("cuda") is None:
+        return BACKENDS if fused else _PRODUCTS_ORDER
+    if name == "cuda" and not fused and _machine_why_not("cuda") is None:
         return ("triton", "cuda")
     return (name,)
 

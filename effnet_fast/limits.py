@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: The ops that are matrix products: Triton's kernels fuse them, csrc/cuda leaves them to cuBLAS.
+#: The ops that are matrix products: what of them csrc/cuda has no kernel for (:func:`cuda_product`)
+#: goes to Triton's kernels, which fuse as well, and without Triton to cuBLAS.
 PRODUCTS = frozenset(("conv2d", "pointwise", "pointwise_pool", "conv2d_bwd", "pointwise_bwd"))
 CUDA_KERNELS = (3, 5)
 CUDA_STRIDES = (1, 2)
 CUDA_SHARED_BYTES = 99 * 1024  # of a block, on every architecture from sm_80 on
+CUDA_SUMMED_CHANNELS = 1568  # of a product: 32 outputs' weights of so many fill those bytes
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Where the arguments that the rules below look at are, by op.
@@ -65,6 +67,37 @@ def _kernels(op: str, args: tuple[Any, ...], name: str) -> str | None:
 def triton(op: str, args: tuple[Any, ...]) -> str | None:
     """Triton's kernels: every op of the vocabulary, any kernel size and stride."""
     return _kernels(op, args, "Triton")
+
+
+def pixel_step(x: Tensor) -> int | None:
+    """Elements from each pixel to the next, counted through [N, H, W]; None if they lie unevenly.
+
+    The strides of axes of length 1 mean nothing and are not looked at.
+    """
+    n, c, h, w = x.shape
+    stride_n, _, stride_h, stride_w = x.stride()
+    step = stride_w if w > 1 else stride_h if h > 1 else stride_n if n > 1 else c
+    even = (h == 1 or stride_h == w * step) and (n == 1 or stride_n == h * w * step)
+    return step if even else None
+
+
+def cuda_product(op: str, args: tuple[Any, ...]) -> str | None:
+    """Why csrc/cuda has no kernel for this product, or None if it has."""
+    if op != "pointwise":
+        return f"{op} has no CUDA kernel"
+    x, weight = args[:2]
+    k, c = weight.shape[:2]
+    if x.dtype not in (torch.bfloat16, torch.float16) or weight.dtype != x.dtype:
+        return f"{op} is for one 16-bit type in CUDA, not {x.dtype} and {weight.dtype}"
+    if c % 8 or k % 8 or c > CUDA_SUMMED_CHANNELS:
+        return (
+            f"{op} sums multiples of 8 channels, at most {CUDA_SUMMED_CHANNELS}, to multiples of 8 "
+            f"in CUDA, not {c} to {k}"
+        )
+    for t in (x, args[8]):
+        if t is not None and ((pixel_step(t) or 1) % 8 or t.storage_offset() % 8):
+            return f"{op} wants evenly spaced pixels of 16-byte vectors in CUDA, not {t.stride()}"
+    return None
 
 
 def _cuda_convolution(op: str, x: Tensor, weight: Tensor, stride: int, pads: Any) -> str | None:

@@ -30,9 +30,6 @@ constexpr int kWidePitch = kLineBytes * int(sizeof(float) / sizeof(T)) + kVector
 static_assert(kPitch % kVectorBytes == 0, "cp.async writes aligned vectors");
 static_assert(kCols * kPitch % 128 == 64, "two column groups of half a line share no bank");
 
-// What one block may have on every architecture from sm_80 on (sm_86, sm_89 and sm_120: 99 KB).
-constexpr int kMaxSharedBytes = 99 * 1024;
-
 // How a depthwise op is cut into blocks; the same for every program, made by make_tile.
 struct Tile {
     int vectors;         // of channels per block

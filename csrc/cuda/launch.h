@@ -17,6 +17,8 @@ namespace effnet_fast {
 
 // More than this needs the kernel's consent, which launch() gives.
 constexpr size_t kDefaultSharedBytes = 48 * 1024;
+// What one block may have on every architecture from sm_80 on (sm_86, sm_89 and sm_120: 99 KB).
+constexpr int kMaxSharedBytes = 99 * 1024;
 
 // Streaming multiprocessors of the current device, at least 1: what persistent grids and their
 // workspaces are sized by. Asks the runtime's own table, so it is allowed while capturing a graph.

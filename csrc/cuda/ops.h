@@ -108,6 +108,42 @@ struct DepthwiseBwdArgs {
 size_t depthwise_bwd_workspace(const DepthwiseBwdArgs& args);
 cudaError_t depthwise_bwd(const DepthwiseBwdArgs& args, cudaStream_t stream);
 
+// ---------------------------------------------------------------- 1x1 convolution
+
+// Activations of a product: pixel i, counted through [N,H,W], is `step` elements behind pixel i - 1.
+// Null data: absent.
+struct Pixels {
+    const void* data;
+    int64_t step;
+};
+
+// What forward and backward share: x [N,HW,C], weight [K,C], y [N,HW,K]. 16-bit types; C, K and all
+// steps are multiples of 8, and activations aligned to 16 bytes.
+struct PointwiseShape {
+    DType dtype;
+    int n, c, k;
+    int64_t hw;
+};
+
+// y = act(bn(gate * act(affine(x)) . weight^T)) + residual; or, with `stats` [2,K], the raw product
+// and its moments.
+struct PointwiseArgs {
+    PointwiseShape shape;
+    Pixels x;
+    const void* weight;
+    const float* in_affine;
+    Activation in_act;
+    const float* in_gate;
+    BatchNorm out_bn;
+    Activation out_act;
+    Pixels residual;
+    void* y;
+    float* stats;
+    void* workspace;
+};
+size_t pointwise_workspace(const PointwiseArgs& args);
+cudaError_t pointwise(const PointwiseArgs& args, cudaStream_t stream);
+
 // ---------------------------------------------------------------- squeeze-and-excitation
 
 // pooled [N,C] = mean over H, W of act(affine(x)).

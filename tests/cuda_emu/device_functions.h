@@ -29,6 +29,44 @@ To bit_cast(From from) {
 
 inline int segment(int width) { return lane() & ~(width - 1); }
 
+// mma.sync.m16n8k16: row-major A, column-major B, C in fp32. `unpack` makes two floats of a word.
+template <class Unpack>
+void mma_m16n8k16(float (&c)[4], std::array<uint32_t, 4> a, std::array<uint32_t, 2> b,
+                  Unpack unpack, EMULATOR_SITE) {
+    const Lanes all_a = all_gather(0xffffffffu, &a, sizeof a, site);
+    const Lanes all_b = all_gather(0xffffffffu, &b, sizeof b, site);
+    const auto pair = [&](const Lanes& lanes, int lane, int word, float* v) {
+        uint32_t bits;
+        std::memcpy(&bits, lanes.bytes[lane] + 4 * word, sizeof bits);
+        unpack(bits, v);
+    };
+    const int g = lane() / 4, t = lane() % 4;
+    double sums[4] = {};
+    for (int k = 0; k < 16; k += 2) {
+        const int owner = k / 2 % 4, late = k / 8;
+        float rows[2][2], columns[2][2];
+        for (int half = 0; half < 2; half++) {
+            pair(all_a, 4 * g + owner, 2 * late + half, rows[half]);
+            pair(all_b, 4 * (2 * t + half) + owner, late, columns[half]);
+        }
+        for (int i = 0; i < 4; i++)
+            for (int e = 0; e < 2; e++) sums[i] += double(rows[i / 2][e]) * columns[i % 2][e];
+    }
+    for (int i = 0; i < 4; i++) c[i] = float(c[i] + sums[i]);
+}
+
+// movmatrix.sync.m8n8.trans.b16.
+inline uint32_t movmatrix_trans(uint32_t pair, EMULATOR_SITE) {
+    const Lanes lanes = all_gather(0xffffffffu, &pair, sizeof pair, site);
+    const int g = lane() / 4, t = lane() % 4;
+    uint16_t result[2];
+    for (int e = 0; e < 2; e++)  // element (row 2 t + e, column g)
+        std::memcpy(&result[e], lanes.bytes[4 * (2 * t + e) + g / 2] + 2 * (g % 2), 2);
+    uint32_t bits;
+    std::memcpy(&bits, result, sizeof bits);
+    return bits;
+}
+
 }  // namespace emulator
 
 // ---------------------------------------------------------------- warp collectives

@@ -14,10 +14,10 @@ from effnet_fast.ops.on_cuda.batch_norm import (
     bn_residual_bwd,
 )
 from effnet_fast.ops.on_cuda.depthwise import depthwise, depthwise_bwd
+from effnet_fast.ops.on_cuda.pointwise import pointwise
 from effnet_fast.ops.on_cuda.products import (
     conv2d,
     conv2d_bwd,
-    pointwise,
     pointwise_bwd,
     pointwise_pool,
 )

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from effnet_fast.limits import pixel_step
+
 
 class Pixels(NamedTuple):
     """Where the pixels of an [N, C, H, W] tensor lie, channels innermost; strides in elements."""
@@ -18,12 +20,10 @@ class Pixels(NamedTuple):
 
 
 def pixels(x: Tensor) -> Pixels:
-    """The strides of ``x``; those of axes of length 1 mean nothing and are not looked at."""
-    n, c, h, w = x.shape
+    """The strides of ``x``."""
     stride_n, _, stride_h, stride_w = x.stride()
-    step = stride_w if w > 1 else stride_h if h > 1 else stride_n if n > 1 else c
-    dense = (h == 1 or stride_h == w * step) and (n == 1 or stride_n == h * w * step)
-    return Pixels(stride_n, stride_h, step if dense else stride_w, dense)
+    step = pixel_step(x)
+    return Pixels(stride_n, stride_h, stride_w if step is None else step, step is not None)
 
 
 def dot_precision(x: Tensor) -> str:

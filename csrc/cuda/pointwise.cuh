@@ -1,0 +1,418 @@
+// y = epilogue(prologue(x) w^T): a 1x1 convolution forward, or the input gradient of one.
+//
+// A block holds its outputs' weights in shared memory and nothing else passes through there. Each
+// warp takes tiles of 16 kSteps rows (pixels) by 32 kGroups outputs, and goes through the contracted
+// channels in chunks of 32, the next one's loads under way while one is multiplied, across tiles
+// too. Lanes keep their channels from load to store (mma.cuh). Where there is one group or two, warps
+// of a block differ in their rows; else neighbouring warps take the same rows and other outputs,
+// and the loads of all but the first come from L1.
+#pragma once
+
+#include <algorithm>
+
+#include "cuda/activation.cuh"
+#include "cuda/gradient.cuh"
+#include "cuda/mma.cuh"
+#include "cuda/reduce.cuh"
+
+namespace effnet_fast {
+
+// Warps per block at most, of which a multiprocessor holds kPointwiseResident: 128 registers a
+// thread, or 168, where moments take 17 of them through the loop.
+constexpr int pointwise_warps(bool stats) { return stats ? 6 : 8; }
+constexpr int kPointwiseResident = 2;
+
+// What goes before the product.
+enum class Prologue {
+    kNone,      // x as it is
+    kScaled,    // gate * act(affine(x))
+    kGradient,  // coef of h = (g * drop_scale + dpool) * act'(affine(y)): gradient.cuh
+};
+
+struct PointwiseParams {
+    const void* x;       // kGradient: y
+    const void* g;       // kGradient
+    int64_t x_step;      // elements from pixel to pixel
+    const void* weight;  // [outputs, channels]; kGradient: [channels, outputs]
+    const float* affine;
+    const float* gate;        // kGradient: dpool
+    const float* coef;        // kGradient
+    const float* drop_scale;  // kGradient
+    Act in_act, out_act;
+    BatchNorm out_bn;
+    const void* residual;
+    int64_t residual_step;
+    void* y;
+    float* partials;  // [parts, 2, outputs], and
+    float* counts;    // [parts], of statistics
+    int channels, outputs;
+    int64_t rows;  // per group
+    int64_t tiles_per_group, tiles;
+    int columns;                  // per block, padded
+    int column_warps, row_warps;  // of a block: those that share rows, those that share columns
+    int column_blocks, parts;
+};
+
+// One chunk of a tile's rows as loaded: 2 rows per lane and step.
+template <Prologue kPrologue, int kSteps>
+struct ChunkRows {
+    Row8 x[kSteps][2];
+    Row8 g[kPrologue == Prologue::kGradient ? kSteps : 1][2];
+};
+
+// How many of a lane's rows, 8 apart, are among the next `count`.
+__device__ __forceinline__ int clamp_rows(int count, int most) {
+    return min(max(ceil_div(count, 8), 0), most);
+}
+
+// Where a tile's rows begin.
+template <class T, Prologue kPrologue>
+struct TileRows {
+    const T* x;
+    const T* g;
+    int64_t first;  // row, through all groups
+    int group, count;
+
+    __device__ __forceinline__ void place(const PointwiseParams& p, int64_t tile, int rows,
+                                          const Lane& lane) {
+        group = int(tile / p.tiles_per_group);
+        const int64_t row = (tile - group * p.tiles_per_group) * rows;
+        first = group * p.rows + row;
+        count = int(min(int64_t(rows), p.rows - row)) - lane.g;  // from this lane's first row on
+        x = static_cast<const T*>(p.x) + (first + lane.g) * p.x_step + kLaneChannels * lane.t;
+        if (kPrologue == Prologue::kGradient) {
+            g = static_cast<const T*>(p.g) + (first + lane.g) * p.channels + kLaneChannels * lane.t;
+        }
+    }
+
+    template <int kSteps>
+    __device__ __forceinline__ void load(const PointwiseParams& p, int chunk, int t,
+                                         ChunkRows<kPrologue, kSteps>& to) const {
+        const int channel = kChunk * chunk;
+        const bool exists = channel + kLaneChannels * t < p.channels;
+#pragma unroll
+        for (int i = 0; i < 2 * kSteps; i++) {
+            const bool inside = exists && 8 * i < count;
+            to.x[i / 2][i % 2] = load_row8(x + 8 * i * p.x_step + channel, inside);
+            if constexpr (kPrologue == Prologue::kGradient) {
+                to.g[i / 2][i % 2] = load_row8(g + 8 * i * int64_t(p.channels) + channel, inside);
+            }
+        }
+    }
+};
+
+// The rows' operand, rounded to T, in place of what was loaded.
+template <class T, Prologue kPrologue, int kSteps>
+__device__ __forceinline__ void apply_prologue(const PointwiseParams& p, int group, int chunk,
+                                               int t, ChunkRows<kPrologue, kSteps>& rows) {
+    if constexpr (kPrologue == Prologue::kNone) return;
+    const int c = kChunk * chunk + kLaneChannels * t;
+    const bool exists = c < p.channels;
+    const auto parameters = [&](const float* base, int64_t offset, float absent, auto& v) {
+        load_parameters8(base == nullptr ? nullptr : base + offset + c, exists, absent, v);
+    };
+    float scale[kLaneChannels], shift[kLaneChannels], gate[kLaneChannels];
+    parameters(p.affine, 0, 1.0f, scale);
+    parameters(p.affine, p.channels, 0.0f, shift);
+#pragma unroll
+    for (int e = 0; e < kLaneChannels; e++) {
+        scale[e] *= p.in_act.factor, shift[e] *= p.in_act.factor;
+    }
+    if constexpr (kPrologue == Prologue::kScaled) {
+        parameters(p.gate, int64_t(group) * p.channels, 1.0f, gate);
+#pragma unroll
+        for (int i = 0; i < 2 * kSteps; i++) {
+            Row8& row = rows.x[i / 2][i % 2];
+            float v[kLaneChannels];
+            widen<T>(row, v);
+#pragma unroll
+            for (int e = 0; e < kLaneChannels; e++) v[e] = fmaf(v[e], scale[e], shift[e]);
+            apply<T>(p.in_act, v);
+#pragma unroll
+            for (int e = 0; e < kLaneChannels; e++) v[e] *= gate[e];
+            row = narrow<T>(v);
+        }
+    } else {
+        float a[kLaneChannels], b[kLaneChannels], mean[kLaneChannels], rest[kLaneChannels];
+        parameters(p.coef, 0, 0.0f, a);
+        parameters(p.coef, p.channels, 0.0f, b);
+        parameters(p.coef, 2 * int64_t(p.channels), 0.0f, mean);
+        parameters(p.coef, 3 * int64_t(p.channels), 0.0f, rest);
+        parameters(p.gate, int64_t(group) * p.channels, 0.0f, gate);
+        const float drop = p.drop_scale == nullptr ? 1.0f : p.drop_scale[group];
+#pragma unroll
+        for (int i = 0; i < 2 * kSteps; i++) {
+            Row8& row = rows.x[i / 2][i % 2];
+            float y[kLaneChannels], g[kLaneChannels];
+            widen<T>(row, y);
+            widen<T>(rows.g[i / 2][i % 2], g);
+#pragma unroll
+            for (int e = 0; e < kLaneChannels; e++) {
+                const float h = bn_output_grad<T>(p.in_act, g[e], y[e], scale[e], shift[e], drop,
+                                                  gate[e]);
+                y[e] = bn_input_grad(h, y[e], a[e], b[e], mean[e], rest[e]);
+            }
+            row = narrow<T>(y);
+        }
+    }
+}
+
+// Mean and squares about it of a lane's outputs, by Chan's formula.
+template <int kGroups>
+struct LaneMoments {
+    float count = 0.0f;
+    float mean[kGroups][kLaneChannels] = {}, m2[kGroups][kLaneChannels] = {};
+
+    // `v(group, e, i)`: value i of `values`, those below `valid` count.
+    template <int kValues, class F>
+    __device__ __forceinline__ void add(int valid, F v) {
+        if (valid <= 0) return;
+        const float n = float(valid), inverse = 1.0f / n;
+        const float share = n / (count + n), weight = count * share;
+        count += n;
+#pragma unroll
+        for (int i = 0; i < kGroups * kLaneChannels; i++) {
+            const int group = i / kLaneChannels, e = i % kLaneChannels;
+            float sum = 0.0f, squares = 0.0f;
+#pragma unroll
+            for (int r = 0; r < kValues; r++) sum += r < valid ? v(group, e, r) : 0.0f;
+            const float own = sum * inverse;
+#pragma unroll
+            for (int r = 0; r < kValues; r++) {
+                const float d = r < valid ? v(group, e, r) - own : 0.0f;
+                squares = fmaf(d, d, squares);
+            }
+            const float delta = own - mean[group][e];
+            mean[group][e] = fmaf(delta, share, mean[group][e]);
+            m2[group][e] += fmaf(delta * delta, weight, squares);
+        }
+    }
+
+    // With those of the lanes of other rows.
+    __device__ __forceinline__ void merge_rows() {
+#pragma unroll
+        for (int bit = 4; bit < 32; bit *= 2) {
+            const float other = __shfl_xor_sync(0xffffffffu, count, bit);
+            const float total = count + other;
+            const float share = total > 0.0f ? other / total : 0.0f, weight = count * share;
+#pragma unroll
+            for (int i = 0; i < kGroups * kLaneChannels; i++) {
+                const int group = i / kLaneChannels, e = i % kLaneChannels;
+                const float other_mean = __shfl_xor_sync(0xffffffffu, mean[group][e], bit);
+                const float other_m2 = __shfl_xor_sync(0xffffffffu, m2[group][e], bit);
+                const float delta = other_mean - mean[group][e];
+                mean[group][e] = fmaf(delta, share, mean[group][e]);
+                m2[group][e] += fmaf(delta * delta, weight, other_m2);
+            }
+            count = total;
+        }
+    }
+};
+
+// The moments of a block's warps that share columns, in their order, to the block's partials.
+// Scratch of (2 * columns + 1) floats per row of warps.
+template <int kGroups>
+__device__ __forceinline__ void store_moments(LaneMoments<kGroups>& moments,
+                                              const PointwiseParams& p, const Lane& lane,
+                                              int row_warp, int column, int part, int first_output,
+                                              float* scratch) {
+    moments.merge_rows();
+    const int stride = 2 * p.columns + 1;
+    __syncthreads();  // the weights have been read
+    float* const own = scratch + row_warp * stride;
+    if (lane.g == 0) {
+#pragma unroll
+        for (int i = 0; i < kGroups * kLaneChannels; i++) {
+            const int at = column + kChunk * (i / kLaneChannels) + i % kLaneChannels;
+            own[at] = moments.mean[i / kLaneChannels][i % kLaneChannels];
+            own[p.columns + at] = moments.m2[i / kLaneChannels][i % kLaneChannels];
+        }
+        own[2 * p.columns] = moments.count;  // the same of all that share the rows
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < p.columns; i += blockDim.x) {
+        if (first_output + i >= p.outputs) continue;
+        const Moments total = merge_moments(p.row_warps, 0, 1, [&](int w) {
+            const float* const of = scratch + w * stride;
+            return Moments{of[2 * p.columns], of[i], of[p.columns + i]};
+        });
+        float* const to = p.partials + int64_t(part) * 2 * p.outputs + first_output + i;
+        to[0] = total.mean;
+        to[p.outputs] = total.m2;
+        if (first_output + i == 0) p.counts[part] = total.count;
+    }
+}
+
+template <class T, Prologue kPrologue, bool kStats, int kGroups, int kSteps>
+__global__ void __launch_bounds__(32 * pointwise_warps(kStats), kPointwiseResident)
+    pointwise_kernel(const PointwiseParams p) {
+    constexpr int kTileRows = kRowsPerMma * kSteps;
+    constexpr bool kGradient = kPrologue == Prologue::kGradient;
+    EFFNET_FAST_DYNAMIC_SHARED(unsigned char, shared);  // weights [columns][pitch]
+    const int pitch = weight_pitch(p.channels);
+    float* const out_scale = reinterpret_cast<float*>(shared + p.columns * pitch);  // [columns]
+    float* const out_shift = out_scale + p.columns;
+    const int part = blockIdx.x / p.column_blocks;
+    const int first_output = (blockIdx.x - part * p.column_blocks) * p.columns;
+    copy_weights<T, kGradient>(static_cast<const T*>(p.weight), p.outputs, p.channels, first_output,
+                               p.columns, shared);
+    for (int i = threadIdx.x; i < p.columns; i += blockDim.x) {
+        float scale = 1.0f, shift = 0.0f;
+        if (p.out_bn.mean.data != nullptr && first_output + i < p.outputs) {
+            const BatchNorm& bn = p.out_bn;
+            const int k = first_output + i;
+            scale = load_or(bn.gamma, k, 1.0f) *
+                    rsqrtf(load_any(bn.var.data, bn.var.dtype, k) + bn.eps);
+            shift = load_or(bn.beta, k, 0.0f) - load_any(bn.mean.data, bn.mean.dtype, k) * scale;
+        }
+        out_scale[i] = p.out_act.factor * scale, out_shift[i] = p.out_act.factor * shift;
+    }
+    __syncthreads();
+
+    const Lane lane;
+    const int warp = threadIdx.x / 32, row_warp = warp / p.column_warps;
+    const int column = (warp - row_warp * p.column_warps) * kChunk * kGroups + kLaneChannels * lane.t;
+    const unsigned char* const weights =
+        shared + (column - kLaneChannels * lane.t) * pitch + kLaneChannels * lane.t * int(sizeof(T));
+    const int chunks = ceil_div(p.channels, kChunk);
+    const int64_t stride = int64_t(p.parts) * p.row_warps;
+    int64_t tile = int64_t(part) * p.row_warps + row_warp;
+    LaneMoments<kStats ? kGroups : 1> moments;
+    TileRows<T, kPrologue> rows, ahead;
+    ChunkRows<kPrologue, kSteps> next;
+    if (tile < p.tiles) {
+        ahead.place(p, tile, kTileRows, lane);
+        ahead.load(p, 0, lane.t, next);
+    }
+    for (; tile < p.tiles; tile += stride) {
+        rows = ahead;
+        if (tile + stride < p.tiles) ahead.place(p, tile + stride, kTileRows, lane);
+        float acc[kSteps][kGroups][kTiles][4] = {};
+        for (int chunk = 0; chunk < chunks; chunk++) {
+            ChunkRows<kPrologue, kSteps> own = next;
+            if (chunk + 1 < chunks) {
+                rows.load(p, chunk + 1, lane.t, next);
+            } else if (tile + stride < p.tiles) {
+                ahead.load(p, 0, lane.t, next);
+            }
+            apply_prologue<T>(p, rows.group, chunk, lane.t, own);
+            const unsigned char* const of_chunk = weights + chunk * kChunk * int(sizeof(T));
+#pragma unroll
+            for (int i = 0; i < kGroups * kTiles; i++) {
+                const int group = i / kTiles, j = i % kTiles;
+                const uint4 b = weight_words(of_chunk + group * kChunk * pitch, pitch, lane.g, j);
+#pragma unroll
+                for (int s = 0; s < kSteps; s++) {
+                    const uint32_t(&low)[4] = own.x[s][0].words;
+                    const uint32_t(&high)[4] = own.x[s][1].words;
+                    float(&c)[4] = acc[s][group][j];
+                    multiply_add<T>(c, low[0], high[0], low[1], high[1], b.x, b.y);
+                    multiply_add<T>(c, low[2], high[2], low[3], high[3], b.z, b.w);
+                }
+            }
+        }
+        // Value e of the lane's row i: rows are 8 i further on.
+        const auto value = [&](int group, int e, int i) -> float& {
+            return acc[i / 2][group][e / 2][2 * (i % 2) + e % 2];
+        };
+        if constexpr (kStats) {
+            moments.template add<2 * kSteps>(clamp_rows(rows.count, 2 * kSteps), value);
+        }
+#pragma unroll
+        for (int group = 0; group < kGroups; group++) {
+            const int at = column + group * kChunk, k = first_output + at;
+            if (k >= p.outputs) continue;
+            float scale[kLaneChannels], shift[kLaneChannels];
+            if (!kStats && !kGradient) {
+                load_parameters8(out_scale + at, true, 1.0f, scale);
+                load_parameters8(out_shift + at, true, 0.0f, shift);
+            }
+#pragma unroll
+            for (int i = 0; i < 2 * kSteps; i++) {
+                if (8 * i >= rows.count) continue;
+                float v[kLaneChannels];
+#pragma unroll
+                for (int e = 0; e < kLaneChannels; e++) {
+                    v[e] = value(group, e, i);
+                    if (!kStats && !kGradient) v[e] = fmaf(v[e], scale[e], shift[e]);
+                }
+                if (!kStats && !kGradient) apply<T>(p.out_act, v);
+                const int64_t row = rows.first + lane.g + 8 * i;
+                if (!kStats && p.residual != nullptr) {
+                    float r[kLaneChannels];
+                    const T* const from = static_cast<const T*>(p.residual);
+                    widen<T>(load_row8(from + row * p.residual_step + k, true), r);
+#pragma unroll
+                    for (int e = 0; e < kLaneChannels; e++) v[e] += r[e];
+                }
+                store_some(static_cast<T*>(p.y) + row * p.outputs + k, v);
+            }
+        }
+    }
+    if constexpr (kStats) {
+        store_moments(moments, p, lane, row_warp, column, part, first_output,
+                      reinterpret_cast<float*>(shared));
+    }
+}
+
+// How the work is cut; the same for <op>_workspace and <op>.
+struct PointwisePlan {
+    int kind;  // 1: one group of 32 outputs per warp and 32 rows; 2: two and 16
+    int threads;
+    size_t shared;
+};
+
+// Fills what p's sizes imply, tiles not crossing the groups of p.rows. False: the weights of 32
+// outputs are more than shared memory holds.
+inline bool plan_pointwise(PointwiseParams& p, int64_t groups, bool stats, PointwisePlan* plan) {
+    const int most = pointwise_warps(stats);
+    const int all = ceil_div(p.outputs, kChunk), pitch = weight_pitch(p.channels);
+    const int row_bytes = pitch + 2 * int(sizeof(float));
+    plan->kind = all == 2 && 2 * kChunk * row_bytes <= kMaxSharedBytes ? 2 : 1;
+    const int fit = kMaxSharedBytes / (kChunk * row_bytes);
+    if (fit == 0) return false;
+    p.column_warps = plan->kind == 2 ? 1 : std::min({all, most, fit});
+    p.column_blocks = ceil_div(all, p.column_warps * plan->kind);
+    p.column_warps = ceil_div(all, p.column_blocks * plan->kind);
+    p.columns = p.column_warps * plan->kind * kChunk;
+    p.row_warps = most % p.column_warps == 0 ? most / p.column_warps : 1;
+    const int warps = p.column_warps * p.row_warps;
+    plan->threads = 32 * warps;
+    plan->shared = std::max(size_t(p.columns) * row_bytes,
+                            size_t(p.row_warps) * (2 * p.columns + 1) * sizeof(float));
+    const int tile_rows = kRowsPerMma * (plan->kind == 2 ? 1 : 2);
+    p.tiles_per_group = ceil_div(p.rows, int64_t(tile_rows));
+    p.tiles = groups * p.tiles_per_group;
+    const int by_registers = kPointwiseResident * most / warps;
+    const int by_memory = int(2 * kMaxSharedBytes / plan->shared);
+    const int resident = std::max(1, std::min(by_registers, by_memory));
+    const int64_t wanted = ceil_div(resident * multiprocessors(), p.column_blocks);
+    p.parts = int(std::max(int64_t(1),
+                           std::min(wanted, ceil_div(p.tiles, int64_t(p.row_warps)))));
+    return true;
+}
+
+template <class T, Prologue kPrologue, bool kStats>
+cudaError_t launch_pointwise(const PointwiseParams& p, const PointwisePlan& plan,
+                             cudaStream_t stream) {
+    const dim3 grid(unsigned(p.column_blocks * p.parts)), block(plan.threads);
+    const auto kernel = plan.kind == 2 ? pointwise_kernel<T, kPrologue, kStats, 2, 1>
+                                       : pointwise_kernel<T, kPrologue, kStats, 1, 2>;
+    return launch(kernel, grid, block, plan.shared, stream, p);
+}
+
+// Calls f with a null T* for 16-bit types.
+template <class F>
+cudaError_t with_half_type(DType dtype, F f) {
+    if (dtype == DType::kBFloat16) return f(static_cast<__nv_bfloat16*>(nullptr));
+    if (dtype == DType::kHalf) return f(static_cast<__half*>(nullptr));
+    return cudaErrorInvalidValue;
+}
+
+// What the kernels take: whole vectors, evenly spaced pixels.
+inline bool whole_pixels(const Pixels& pixels) {
+    return pixels.data == nullptr ||
+           (reinterpret_cast<uintptr_t>(pixels.data) % kVectorBytes == 0 && pixels.step % 8 == 0);
+}
+
+}  // namespace effnet_fast
