@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,10 @@ from bench.analysis import (
     ours,
     roof,
 )
+from bench.records import slug
 
-#: Ours in one colour, whoever else in the others'.
+#: Ours in reds, everyone else in blues to greens.
 OURS = "#c0392b"
-THEIRS = plt.get_cmap("tab20c").colors
 STYLE = {
     "figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False,
     "font.size": 9, "svg.hashsalt": "effnet_fast",
@@ -40,7 +39,7 @@ def draw(lines: list[Line], folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for whose in sorted({machine(line) for line in lines}):
         own = [line for line in lines if machine(line) == whose]
-        slug = re.sub(r"[^a-z0-9]+", "-", whose[0].lower()).strip("-")
+        prefix = slug(whose[0])
         found = [[line for line in contest if line["ms"]] for contest in contests(own)]
         found = [contest for contest in found if contest]
         modes: dict[str, list[Contest]] = {}
@@ -50,7 +49,7 @@ def draw(lines: list[Line], folder: Path) -> Iterator[Path]:
             modes.setdefault(kind.replace(" ", "-"), []).append(contest)
         with plt.rc_context(STYLE):
             for kind, group in sorted(modes.items()):
-                name = f"{slug}-{kind}"
+                name = f"{prefix}-{kind}"
                 if kind == "latency":
                     yield from _save(_latency(group[0], whose[0]), folder / name)
                     continue
@@ -59,11 +58,11 @@ def draw(lines: list[Line], folder: Path) -> Iterator[Path]:
                 if any(best_of_ours(contest) for contest in group):
                     yield from _save(_speedup(group, whose[0], kind), folder / f"{name}-speedup")
             if found:
-                yield from _save(_roofline(found, own, whose[0]), folder / f"{slug}-roofline")
+                yield from _save(_roofline(found, own, whose[0]), folder / f"{prefix}-roofline")
             ops = [line for line in own if line["op"] != "model" and line["mode"] != "ceiling"]
             for mode in sorted({line["mode"] for line in ops if line["ms"]}):
                 chosen = [line for line in ops if line["mode"] == mode and line["ms"]]
-                yield from _save(_layers(chosen, whose[0], mode), folder / f"{slug}-ops-{mode}")
+                yield from _save(_layers(chosen, whose[0], mode), folder / f"{prefix}-ops-{mode}")
 
 
 def _save(figure: Any, path: Path) -> Iterator[Path]:
@@ -76,7 +75,8 @@ def _save(figure: Any, path: Path) -> Iterator[Path]:
 
 def _colours(labels: Sequence[str], mine: set[str]) -> dict[str, Any]:
     others = [label for label in labels if label not in mine]
-    found: dict[str, Any] = {label: THEIRS[i % len(THEIRS)] for i, label in enumerate(others)}
+    cool = plt.get_cmap("viridis")(np.linspace(0.1, 0.85, max(1, len(others))))
+    found: dict[str, Any] = dict(zip(others, cool, strict=False))
     reds = plt.get_cmap("Reds")(np.linspace(0.85, 0.45, max(1, len(mine))))
     return found | dict(zip([x for x in labels if x in mine], reds, strict=True))
 

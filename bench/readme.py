@@ -6,9 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bench.analysis import Contest, Line, best_of_ours, ceilings, contests, machine, ms, ours
+from bench.records import slug
 from bench.tables import rates, table
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+PICTURES = Path(__file__).with_name("results") / "pictures"
+#: Of :mod:`bench.pictures`, where they are committed.
+PICTURED = ("latency", "inference-batch-1-speedup")
 BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
 
 
@@ -30,12 +34,15 @@ def _machine(whose: tuple[str, int], found: list[Contest], lines: list[Line]) ->
     modes: dict[tuple[str, bool], list[Contest]] = {}
     for contest in found:
         first = contest[0]
-        modes.setdefault((first["mode"], first["shape"][0] == 1), []).append(contest)
-    for (mode, single), own in sorted(modes.items()):
+        modes.setdefault((first["mode"], first["shape"][0] > 1), []).append(contest)
+    for (mode, several), own in sorted(modes.items()):
         if mode == "latency":
             yield _latency(own)
         else:
-            yield _models(mode, single, sorted(own, key=_case))
+            yield _models(mode, not several, sorted(own, key=_case))
+    for name in PICTURED:
+        if (picture := PICTURES / f"{slug(device)}-{name}.png").is_file():
+            yield f"![{device}, {name}]({picture.relative_to(README.parent)})"
     for file in sorted({line["file"] for contest in found for line in contest}):
         yield f"`bench/results/{file}`: {rates(ceilings(lines, file))}."
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -75,6 +76,11 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def slug(device: str) -> str:
+    """A device's name in a file's."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
 def _git(*arguments: str) -> str:
     """git's answer about this checkout; empty where there is none."""
     try:
@@ -92,10 +98,9 @@ class Writer:
     def __init__(self, folder: str | os.PathLike[str], device: torch.device) -> None:
         self.environment = environment(device)
         e = self.environment
-        slug = "".join(c if c.isalnum() else "-" for c in e["device"].lower()).strip("-")
-        while "--" in slug:
-            slug = slug.replace("--", "-")
-        name = f"{e['utc']}-{slug}-torch{e['torch']}-{e['commit'][:7] or 'nogit'}.jsonl"
+        name = (
+            f"{e['utc']}-{slug(e['device'])}-torch{e['torch']}-{e['commit'][:7] or 'nogit'}.jsonl"
+        )
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.path = Path(folder, name)
         self._file: TextIO = self.path.open("x")

@@ -163,9 +163,7 @@ def choose(op: str, name: str, *args: Any) -> str:
 
 
 def _candidates(op: str, name: str, args: tuple[Any, ...]) -> tuple[str, ...]:
-    fused = op not in limits.PRODUCTS or (
-        len(args) > 1 and limits.cuda_product(op, args) is None
-    )
+    fused = op not in limits.PRODUCTS or (len(args) > 1 and limits.cuda_product(op, args) is None)
     if name == "auto":
         return BACKENDS if fused else _PRODUCTS_ORDER
     if name == "cuda" and not fused and _machine_why_not("cuda") is None:
