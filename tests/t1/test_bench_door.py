@@ -2,11 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from pytest_benchmark.stats import Stats
 
 from bench.arena import Replay
@@ -15,35 +15,57 @@ from bench.records import read
 ROOT = Path(__file__).parents[2]
 
 
-def door(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "bench/", "--benchmark-only", "-q", *options]
+#: Prints the names of what pytest selects by each of several sets of options, in one process.
+COLLECT = """
+import json, sys, pytest
+class Names:
+    def pytest_collection_finish(self, session):
+        self.found = [item.name for item in session.items]
+found = {}
+for options in json.loads(sys.argv[1]):
+    names = Names()
+    pytest.main(["bench/", "--collect-only", "-qq", *options], plugins=[names])
+    found[" ".join(options)] = names.found
+print("\\n" + json.dumps(found))
+"""
+
+
+def run(*command: str) -> str:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    line = [sys.executable, *command]
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
-def selected(*options: str) -> list[str]:
-    done = door("--collect-only", *options)
-    assert done.returncode in (0, 5), done.stdout + done.stderr
-    return [line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line]
+def test_options_select_what_they_say() -> None:
+    markers = [["-m", f"{name} and not full"] for name in ("inference", "latency", "ops")]
+    sets = [[], ["--full"], ["-k", "b0 and batch_1"], *markers]
+    found = json.loads(run("-c", COLLECT, json.dumps(sets)).splitlines()[-1])
 
+    def models(names: list[str]) -> set[str]:
+        return {" ".join(re.split(r"\[|-", name)[1:3]) for name in names if "_model[" in name}
 
-def test_the_default_and_the_full_run_select_what_they_say() -> None:
-    default, full = selected(), selected("--full")
-    models = {"-".join(name.split("[")[1].split("-")[:2]) for name in default if "_model[" in name}
-    assert models == {f"b{i}-inference" for i in (0, 1, 4)}
-    everything = {"-".join(name.split("[")[1].split("-")[:2]) for name in full if "_model[" in name}
-    assert everything == {f"b{i}-{mode}" for i in range(8) for mode in ("inference", "training")}
+    default, full = found[""], found["--full"]
+    assert models(default) == {f"b{i} inference" for i in (0, 1, 4)}
+    assert models(full) == {f"b{i} {mode}" for i in range(8) for mode in ("inference", "training")}
     assert any("b0-depthwise-inference-k3s1-c32-112" in name for name in default)
-    assert any(name.startswith("test_latency[efficientnet_b1 ") for name in default)
     assert set(default) < set(full)
+    assert models(found["-k b0 and batch_1"]) == {"b0 inference"}
+    for name, test in (("inference", "test_model["), ("latency", "test_lat"), ("ops", "test_op[")):
+        names = found[f"-m {name} and not full"]
+        assert names
+        assert all(found_name.startswith(test) for found_name in names)
+        assert set(names) < set(default)
 
 
 def test_a_contest_is_recorded_and_reported_as_it_was_taken(tmp_path: Path) -> None:
     """Two labels of one op, from the samples through the record to pytest-benchmark's file."""
     table = tmp_path / "pytest-benchmark.json"
-    done = door("-k", "b0-depthwise-inference-k3s2-c96", "-m", "ops", "--out", str(tmp_path),
-                f"--benchmark-json={table}")  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    said = run(
+        "-m", "pytest", "bench/bench_ops.py", "--benchmark-only", "-q", "-k",
+        "b0-depthwise-inference-k3s2-c96", "--out", str(tmp_path), f"--benchmark-json={table}",
+    )  # fmt: skip
     (path,) = tmp_path.glob("*.jsonl")
     lines = {line["backend"]: line for line in read(path) if line["mode"] != "ceiling"}
     assert lines.keys() == {"reference", "eager"}
@@ -55,8 +77,8 @@ def test_a_contest_is_recorded_and_reported_as_it_was_taken(tmp_path: Path) -> N
         assert benchmark["stats"]["rounds"] == 20
         assert round(1e3 * benchmark["stats"]["median"], 6) == round(line["ms"]["p50"], 6)
         assert benchmark["extra_info"]["gate"] == "passed"
-    assert f"written: {path}" in done.stdout
-    assert "copy" in done.stdout
+    assert f"written: {path}" in said
+    assert "| depthwise, inference | eager | 1 |" in said
 
 
 def test_the_clock_shows_the_samples_and_nothing_between() -> None:
@@ -67,11 +89,3 @@ def test_the_clock_shows_the_samples_and_nothing_between() -> None:
         stats.update(round(clock() - before, 9))
     assert stats.data == [0.003, 0.001, 0.002]
     assert clock() == clock()
-
-
-@pytest.mark.parametrize("marker", ["inference", "latency", "ops"])
-def test_markers_select(marker: str) -> None:
-    names = selected("-m", f"{marker} and not full")
-    assert names
-    expected = {"inference": "test_model[", "latency": "test_latency[", "ops": "test_op["}[marker]
-    assert all(name.startswith(expected) for name in names)
