@@ -1,8 +1,8 @@
 """Is EfficientNet efficient now? The paper's latency table, and ResNet-50 against B0.
 
-The paper's Table 4: ResNet-152 takes 0.554 s and B1 0.098 s an image, batch 1 on one core of an
-Intel Xeon E5-2690, 5.7 times less, at the same accuracy (77.8 % and 78.8 % top-1). ResNet-50 is
-what B0 is compared with: a tenth of its multiply-adds, and on a GPU hardly faster.
+The paper's Table 4 has B1 5.7 times as fast as ResNet-152, which is no more accurate: batch 1 on
+one core of a CPU. ResNet-50 is what B0 is compared with: ten times its multiply-adds, and on a GPU
+hardly slower.
 """
 
 from __future__ import annotations

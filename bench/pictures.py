@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from bench.analysis import (
     Contest,
@@ -47,7 +45,7 @@ def draw(lines: list[Line], folder: Path) -> Iterator[Path]:
             n, mode = contest[0]["shape"][0], contest[0]["mode"]
             kind = mode if mode == "latency" else f"{mode}-{'batch-1' if n == 1 else 'large-batch'}"
             modes.setdefault(kind.replace(" ", "-"), []).append(contest)
-        with plt.rc_context(STYLE):
+        with mpl.rc_context(STYLE):
             for kind, group in sorted(modes.items()):
                 name = f"{prefix}-{kind}"
                 if kind == "latency":
@@ -70,14 +68,13 @@ def _save(figure: Any, path: Path) -> Iterator[Path]:
         file = path.with_name(path.name + suffix)
         figure.savefig(file, dpi=130, metadata={"Date": None} if suffix == ".svg" else None)
         yield file
-    plt.close(figure)
 
 
 def _colours(labels: Sequence[str], mine: set[str]) -> dict[str, Any]:
     others = [label for label in labels if label not in mine]
-    cool = plt.get_cmap("viridis")(np.linspace(0.1, 0.85, max(1, len(others))))
+    cool = mpl.colormaps["viridis"](np.linspace(0.1, 0.85, max(1, len(others))))
     found: dict[str, Any] = dict(zip(others, cool, strict=False))
-    reds = plt.get_cmap("Reds")(np.linspace(0.85, 0.45, max(1, len(mine))))
+    reds = mpl.colormaps["Reds"](np.linspace(0.85, 0.45, max(1, len(mine))))
     return found | dict(zip([x for x in labels if x in mine], reds, strict=True))
 
 
@@ -112,9 +109,9 @@ def _bars(
 
 
 def _figure(title: str, width: float = 8.0) -> tuple[Any, Any]:
-    figure, axes = plt.subplots(figsize=(width, 4.4))
+    figure = Figure(figsize=(width, 4.4))
     figure.suptitle(title, fontsize=10)
-    return figure, axes
+    return figure, figure.subplots()
 
 
 def _throughput(group: Sequence[Contest], device: str, kind: str) -> Any:
@@ -162,7 +159,7 @@ def _roofline(found: Sequence[Contest], lines: list[Line], device: str) -> Any:
     for file in {line["file"] for line in every}:
         limits = ceilings(lines, file)
         if len(limits) == 2 and intensities:
-            across = np.geomspace(min(intensities) / 2, max(intensities) * 2, 100)
+            across = np.geomspace(min(intensities) / 8, max(intensities) * 8, 200)
             up = np.minimum(across * limits["copy"], limits["matmul"]) / 1e9
             axes.plot(across, up, color="black", linewidth=1)
     axes.set_xscale("log")
@@ -194,11 +191,9 @@ def _layers(lines: list[Line], device: str, mode: str) -> Any:
     backends = list(dict.fromkeys(line["backend"] for line in lines))
     cases = list(dict.fromkeys(line["case"] for line in lines))
     ops = list(dict.fromkeys(line["op"] for line in lines))
-    colours = dict(zip(ops, plt.get_cmap("tab10").colors, strict=False))
-    figure, panels = plt.subplots(
-        len(backends), 1, figsize=(9, 1.6 + 1.7 * len(backends)), sharex=True, sharey=True,
-        squeeze=False,
-    )  # fmt: skip
+    colours = dict(zip(ops, mpl.colormaps["tab10"](range(10)), strict=False))
+    figure = Figure(figsize=(9, 1.6 + 1.7 * len(backends)))
+    panels = figure.subplots(len(backends), 1, sharex=True, sharey=True, squeeze=False)
     figure.suptitle(f"Time by layer, {mode}, batch {lines[0]['shape'][0]}, {device}", fontsize=10)
     for backend, axes in zip(backends, panels[:, 0], strict=True):
         tops = np.zeros(len(cases))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.analysis import Contest, Line, best_of_ours, ceilings, contests, machine, ms, ours
 from bench.records import slug
-from bench.tables import rates, table
+from bench.tables import op_table, rates, table
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 PICTURES = Path(__file__).with_name("results") / "pictures"
@@ -22,7 +22,7 @@ def section(lines: list[Line]) -> str:
         "_Written by `python -m bench.report --readme` from the records named; every result was "
         "checked before it was timed, the providers of a column in turn. Bold: the fastest._"
     ]
-    for whose in sorted({machine(line) for line in lines if line["op"] == "model"}):
+    for whose in sorted({machine(line) for line in lines}):
         own = [line for line in lines if machine(line) == whose]
         parts += _machine(whose, contests(own), own)
     return "\n\n".join(parts)
@@ -30,7 +30,9 @@ def section(lines: list[Line]) -> str:
 
 def _machine(whose: tuple[str, int], found: list[Contest], lines: list[Line]) -> Iterable[str]:
     device, threads = whose
-    yield f"**{device}**" + ("" if found[0][0]["environment"]["cuda"] else f", {threads} threads")
+    on_gpu = lines[0]["environment"]["cuda"] is not None
+    yield f"**{device}**" + ("" if on_gpu else f", {threads} threads")
+    files = {line["file"] for contest in found for line in contest}
     modes: dict[tuple[str, bool], list[Contest]] = {}
     for contest in found:
         first = contest[0]
@@ -40,10 +42,15 @@ def _machine(whose: tuple[str, int], found: list[Contest], lines: list[Line]) ->
             yield _latency(own)
         else:
             yield _models(mode, not several, sorted(own, key=_case))
+    ops = [x for x in lines if x["op"] != "model" and x["mode"] != "ceiling"]
+    if ops:
+        newest = max(ops, key=lambda line: str(line["environment"]["utc"]))["file"]
+        files.add(newest)
+        yield op_table([x for x in ops if x["file"] == newest], ceilings(lines, newest))
     for name in PICTURED:
         if (picture := PICTURES / f"{slug(device)}-{name}.png").is_file():
             yield f"![{device}, {name}]({picture.relative_to(README.parent)})"
-    for file in sorted({line["file"] for contest in found for line in contest}):
+    for file in sorted(files):
         yield f"`bench/results/{file}`: {rates(ceilings(lines, file))}."
 
 

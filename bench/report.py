@@ -51,8 +51,11 @@ def main(argv: list[str] | None = None) -> int:
         print("bench.report: no records; make one: pytest bench/ --benchmark-only", file=sys.stderr)
         return 2
     if arguments.pictures:
-        from bench import pictures  # matplotlib is optional
-
+        try:
+            from bench import pictures
+        except ImportError as error:
+            print(f'bench.report: {error}; run: pip install -e ".[bench]"', file=sys.stderr)
+            return 2
         for path in pictures.draw(lines, Path(arguments.pictures)):
             print(f"written: {path}", file=sys.stderr)
     return 0

@@ -121,7 +121,8 @@ def op_table(lines: list[Line], limits: dict[str, float]) -> str:
             f"{shares[0]:.0f}-{shares[-1]:.0f}" if shares else "", wrong,
         ])  # fmt: skip
     columns = ("op", "backend", "layers", "ms, all layers", "% of roof", "")
-    return f"### Single ops, batch {lines[0]['shape'][0]}\n\n{table(rows, columns)}"
+    head = f"Single ops, batch {lines[0]['shape'][0]}, {lines[0]['dtype']}"
+    return f"### {head}\n\n{table(rows, columns)}"
 
 
 def comparison(before: list[Line], after: list[Line]) -> str:
