@@ -59,7 +59,11 @@ def draw(lines: list[Line], folder: Path) -> Iterator[Path]:
                 yield from _save(_roofline(found, own, whose[0]), folder / f"{prefix}-roofline")
             ops = [line for line in own if line["op"] != "model" and line["mode"] != "ceiling"]
             for mode in sorted({line["mode"] for line in ops if line["ms"]}):
-                chosen = [line for line in ops if line["mode"] == mode and line["ms"]]
+                chosen = [
+                    line | {"roof": roof(line, ceilings(own, line["file"]))}
+                    for line in ops
+                    if line["mode"] == mode and line["ms"]
+                ]
                 yield from _save(_layers(chosen, whose[0], mode), folder / f"{prefix}-ops-{mode}")
 
 
@@ -187,28 +191,35 @@ def _latency(contest: Contest, device: str) -> Any:
 
 
 def _layers(lines: list[Line], device: str, mode: str) -> Any:
-    """Time by layer, ops stacked, a panel for each backend; the tick is the roof."""
+    """Time of the distinct layers by the size of their maps, stacked by what they do; a panel for
+    each backend. The tick is what their bytes take at the copy's rate."""
     backends = list(dict.fromkeys(line["backend"] for line in lines))
-    cases = list(dict.fromkeys(line["case"] for line in lines))
-    ops = list(dict.fromkeys(line["op"] for line in lines))
-    colours = dict(zip(ops, mpl.colormaps["tab10"](range(10)), strict=False))
-    figure = Figure(figsize=(9, 1.6 + 1.7 * len(backends)))
+    sizes = list(dict.fromkeys(line["case"].split()[-1] for line in lines))
+    kinds = list(dict.fromkeys(map(_kind, lines)))
+    colours = dict(zip(kinds, mpl.colormaps["tab10"](range(10)), strict=False))
+    figure = Figure(figsize=(8, 1.4 + 1.6 * len(backends)))
     panels = figure.subplots(len(backends), 1, sharex=True, sharey=True, squeeze=False)
-    figure.suptitle(f"Time by layer, {mode}, batch {lines[0]['shape'][0]}, {device}", fontsize=10)
+    n = lines[0]["shape"][0]
+    figure.suptitle(f"Distinct layers by the side of their maps, {mode}, batch {n}, {device}",
+                    fontsize=10)  # fmt: skip
     for backend, axes in zip(backends, panels[:, 0], strict=True):
-        tops = np.zeros(len(cases))
-        bounds = np.zeros(len(cases))
-        for op in ops:
-            heights = np.zeros(len(cases))
+        tops, bounds = np.zeros(len(sizes)), np.zeros(len(sizes))
+        for kind in kinds:
+            heights = np.zeros(len(sizes))
             for line in lines:
-                if (line["backend"], line["op"]) == (backend, op):
-                    limits = ceilings(lines, line["file"])
-                    heights[cases.index(line["case"])] = ms(line)
-                    bounds[cases.index(line["case"])] += roof(line, limits) or 0.0
-            axes.bar(range(len(cases)), heights, bottom=tops, color=colours[op], label=op)
+                if (line["backend"], _kind(line)) == (backend, kind):
+                    at = sizes.index(line["case"].split()[-1])
+                    heights[at] += ms(line)
+                    bounds[at] += line["roof"] or 0.0
+            axes.bar(range(len(sizes)), heights, bottom=tops, color=colours[kind], label=kind)
             tops += heights
-        axes.plot(range(len(cases)), bounds, "_", color="black", markersize=8)
+        axes.plot(range(len(sizes)), bounds, "_", color="black", markersize=22)
         axes.set_ylabel(f"{backend}\nms")
     panels[0, 0].legend(fontsize=7, ncols=4, frameon=False)
-    panels[-1, 0].set_xticks(range(len(cases)), cases, rotation=90, fontsize=6)
+    panels[-1, 0].set_xticks(range(len(sizes)), sizes)
     return figure
+
+
+def _kind(line: Line) -> str:
+    """expand, project or depthwise."""
+    return str(line["case"].split()[0] if line["op"].startswith("pointwise") else "depthwise")

@@ -211,12 +211,13 @@ def expected(name: str, state: State, x: Tensor, training: bool = False) -> tupl
 def bar(name: str, state: State, x: Tensor, truth: Tensor, training: bool = False) -> float:
     """The largest :func:`difference` from ``truth`` that passes.
 
-    :data:`BAR` in fp32; in 16 bits twice stock eager's own, and one unit of the type.
+    Twice stock eager's own in that type, channels_last, and one unit of it; in fp32 at least
+    :data:`BAR`. Deep networks of random weights, and batch norm over few values, enlarge rounding
+    errors for everyone: in fp32 the two layouts of stock ResNet-152 may differ by 5e-4.
     """
-    if x.dtype == torch.float32:
-        return BAR
     own = build("eager-channels-last", name, state, x, training).result(x)
-    return 2 * difference(own, truth) + torch.finfo(x.dtype).eps
+    twice = 2 * difference(own, truth) + torch.finfo(x.dtype).eps
+    return max(BAR, twice) if x.dtype == torch.float32 else twice
 
 
 @contextmanager

@@ -40,9 +40,10 @@ def run(folder: Path, utc: str, times: dict[str, float | None], **environment: A
             "off by 1.0e-01, bar 1.0e-04" if ms is None else "passed", bytes=12_000_000,
             flops=64_000_000, peak_memory=34_000_000, launches=66,
         ))  # fmt: skip
-    for layer in (1, 2):
-        writer.add(Record("depthwise", "reference", "inference", f"layer {layer}", [1, 8, 4, 4],
-                          "float32", band(2.0 * layer), "passed", bytes=10**8))  # fmt: skip
+    for side in (4, 8):
+        writer.add(Record("depthwise", "reference", "inference", f"k3 s1 c8 {side}x{side}",
+                          [1, 8, side, side], "float32", band(side / 2), "passed",
+                          bytes=10**8))  # fmt: skip
     writer.close()
     lines = [json.loads(text) for text in writer.path.read_text().splitlines()]
     known = {"device": "A CPU", "threads": 2, "commit": "abcdef0123", "dirty": False, "utc": utc}
