@@ -248,6 +248,29 @@ void pointwise_(const PointwiseTuple& shape, const PixelsTuple& x, Address weigh
     run("pointwise", pointwise, pointwise_workspace, args, allocate, place);
 }
 
+void pointwise_bwd_(const PointwiseTuple& shape, Address g, Address y, const PixelsTuple& x,
+                    Address weight, Address coef, Address drop_scale, Address in_affine, int in_act,
+                    Address in_gate, Address in_norm, Address residual_grad, Address dx, Address dw,
+                    Address sums, const py::function& allocate, const Place& place) {
+    PointwiseBwdArgs args{};
+    args.shape = pointwise_shape(shape);
+    args.g = pointer<const void>(g);
+    args.y = pointer<const void>(y);
+    args.x = pixels(x);
+    args.weight = pointer<const void>(weight);
+    args.coef = floats(coef);
+    args.drop_scale = floats(drop_scale);
+    args.in_affine = floats(in_affine);
+    args.in_act = activation(in_act);
+    args.in_gate = floats(in_gate);
+    args.in_norm = floats(in_norm);
+    args.residual_grad = pointer<const void>(residual_grad);
+    args.dx = pointer<void>(dx);
+    args.dw = pointer<float>(dw);
+    args.sums = pointer<float>(sums);
+    run("pointwise_bwd", pointwise_bwd, pointwise_bwd_workspace, args, allocate, place);
+}
+
 // ---------------------------------------------------------------- squeeze-and-excitation
 
 void se_pool_(const MapShape& shape, const MapTuple& x, Address affine, int act, Address pooled,
@@ -394,6 +417,7 @@ void register_cuda_ops(py::module_& m) {
     m.def("depthwise", depthwise_);
     m.def("depthwise_bwd", depthwise_bwd_);
     m.def("pointwise", pointwise_);
+    m.def("pointwise_bwd", pointwise_bwd_);
     m.def("se_pool", se_pool_);
     m.def("se_gate", se_gate_);
     m.def("se_bwd_reduce", se_bwd_reduce_);

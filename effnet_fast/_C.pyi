@@ -90,6 +90,26 @@ def pointwise(
     place: _Place,
     /,
 ) -> None: ...
+def pointwise_bwd(
+    shape: tuple[int, int, int, int, int],  # type, N, C, K, pixels per image
+    g: int,
+    y: int,
+    x: tuple[int, int],
+    weight: int,
+    coef: int,
+    drop_scale: int,
+    in_affine: int,
+    in_act: int,
+    in_gate: int,
+    in_norm: int,
+    residual_grad: int,
+    dx: int,
+    dw: int,
+    sums: int,
+    allocate: _Allocate,
+    place: _Place,
+    /,
+) -> None: ...
 def se_pool(
     shape: _Shape,
     x: _Map,

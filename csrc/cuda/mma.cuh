@@ -81,6 +81,11 @@ __device__ __forceinline__ Row8 load_row8(const T* p, bool inside) {
 }
 
 template <class T>
+__device__ __forceinline__ void store_row8(T* p, const Row8& row) {
+    *reinterpret_cast<uint4*>(p) = uint4{row.words[0], row.words[1], row.words[2], row.words[3]};
+}
+
+template <class T>
 __device__ __forceinline__ void widen(const Row8& row, float (&v)[kLaneChannels]) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -88,14 +93,6 @@ __device__ __forceinline__ void widen(const Row8& row, float (&v)[kLaneChannels]
         widen_pair(row.words[i], pair, T());
         v[2 * i] = pair[0], v[2 * i + 1] = pair[1];
     }
-}
-
-template <class T>
-__device__ __forceinline__ Row8 narrow(const float (&v)[kLaneChannels]) {
-    Row8 row;
-#pragma unroll
-    for (int i = 0; i < 4; i++) row.words[i] = narrow_pair(v[2 * i], v[2 * i + 1], T());
-    return row;
 }
 
 // A lane's eight per-channel parameters: two 16-byte loads, or `absent` where p is null.
@@ -137,8 +134,7 @@ __device__ __forceinline__ void copy_weights(const T* weight, int outputs, int c
             const bool inside = channel < channels && first + row < outputs;
             const T* const from = weight + int64_t(first + row) * channels + channel;
             const Row8 v = load_row8(inside ? from : weight, inside);
-            *reinterpret_cast<uint4*>(shared + row * pitch + channel * int(sizeof(T))) =
-                uint4{v.words[0], v.words[1], v.words[2], v.words[3]};
+            store_row8(reinterpret_cast<T*>(shared + row * pitch) + channel, v);
         }
     }
 }

@@ -144,6 +144,30 @@ struct PointwiseArgs {
 size_t pointwise_workspace(const PointwiseArgs& args);
 cudaError_t pointwise(const PointwiseArgs& args, cudaStream_t stream);
 
+// dx [N,HW,C], dw [K,C] fp32 and sums [5,N,C] are each null if not wanted; sums, for which in_affine
+// is given, come with dx and without residual_grad. g and y are dense, and y's batch norm has no
+// activation.
+struct PointwiseBwdArgs {
+    PointwiseShape shape;
+    const void* g;
+    const void* y;
+    Pixels x;
+    const void* weight;
+    const float* coef;
+    const float* drop_scale;
+    const float* in_affine;
+    Activation in_act;
+    const float* in_gate;
+    const float* in_norm;
+    const void* residual_grad;
+    void* dx;
+    float* dw;
+    float* sums;
+    void* workspace;
+};
+size_t pointwise_bwd_workspace(const PointwiseBwdArgs& args);
+cudaError_t pointwise_bwd(const PointwiseBwdArgs& args, cudaStream_t stream);
+
 // ---------------------------------------------------------------- squeeze-and-excitation
 
 // pooled [N,C] = mean over H, W of act(affine(x)).

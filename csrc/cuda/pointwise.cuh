@@ -10,9 +10,7 @@
 
 #include <algorithm>
 
-#include "cuda/activation.cuh"
-#include "cuda/gradient.cuh"
-#include "cuda/mma.cuh"
+#include "cuda/operand.cuh"
 #include "cuda/reduce.cuh"
 
 namespace effnet_fast {
@@ -22,140 +20,23 @@ namespace effnet_fast {
 constexpr int pointwise_warps(bool stats) { return stats ? 6 : 8; }
 constexpr int kPointwiseResident = 2;
 
-// What goes before the product.
-enum class Prologue {
-    kNone,      // x as it is
-    kScaled,    // gate * act(affine(x))
-    kGradient,  // coef of h = (g * drop_scale + dpool) * act'(affine(y)): gradient.cuh
-};
-
 struct PointwiseParams {
-    const void* x;       // kGradient: y
-    const void* g;       // kGradient
-    int64_t x_step;      // elements from pixel to pixel
+    Operand in;
     const void* weight;  // [outputs, channels]; kGradient: [channels, outputs]
-    const float* affine;
-    const float* gate;        // kGradient: dpool
-    const float* coef;        // kGradient
-    const float* drop_scale;  // kGradient
-    Act in_act, out_act;
     BatchNorm out_bn;
+    Act out_act;
     const void* residual;
     int64_t residual_step;
     void* y;
     float* partials;  // [parts, 2, outputs], and
     float* counts;    // [parts], of statistics
-    int channels, outputs;
+    int outputs;
     int64_t rows;  // per group
     int64_t tiles_per_group, tiles;
     int columns;                  // per block, padded
     int column_warps, row_warps;  // of a block: those that share rows, those that share columns
     int column_blocks, parts;
 };
-
-// One chunk of a tile's rows as loaded: 2 rows per lane and step.
-template <Prologue kPrologue, int kSteps>
-struct ChunkRows {
-    Row8 x[kSteps][2];
-    Row8 g[kPrologue == Prologue::kGradient ? kSteps : 1][2];
-};
-
-// How many of a lane's rows, 8 apart, are among the next `count`.
-__device__ __forceinline__ int clamp_rows(int count, int most) {
-    return min(max(ceil_div(count, 8), 0), most);
-}
-
-// Where a tile's rows begin.
-template <class T, Prologue kPrologue>
-struct TileRows {
-    const T* x;
-    const T* g;
-    int64_t first;  // row, through all groups
-    int group, count;
-
-    __device__ __forceinline__ void place(const PointwiseParams& p, int64_t tile, int rows,
-                                          const Lane& lane) {
-        group = int(tile / p.tiles_per_group);
-        const int64_t row = (tile - group * p.tiles_per_group) * rows;
-        first = group * p.rows + row;
-        count = int(min(int64_t(rows), p.rows - row)) - lane.g;  // from this lane's first row on
-        x = static_cast<const T*>(p.x) + (first + lane.g) * p.x_step + kLaneChannels * lane.t;
-        if (kPrologue == Prologue::kGradient) {
-            g = static_cast<const T*>(p.g) + (first + lane.g) * p.channels + kLaneChannels * lane.t;
-        }
-    }
-
-    template <int kSteps>
-    __device__ __forceinline__ void load(const PointwiseParams& p, int chunk, int t,
-                                         ChunkRows<kPrologue, kSteps>& to) const {
-        const int channel = kChunk * chunk;
-        const bool exists = channel + kLaneChannels * t < p.channels;
-#pragma unroll
-        for (int i = 0; i < 2 * kSteps; i++) {
-            const bool inside = exists && 8 * i < count;
-            to.x[i / 2][i % 2] = load_row8(x + 8 * i * p.x_step + channel, inside);
-            if constexpr (kPrologue == Prologue::kGradient) {
-                to.g[i / 2][i % 2] = load_row8(g + 8 * i * int64_t(p.channels) + channel, inside);
-            }
-        }
-    }
-};
-
-// The rows' operand, rounded to T, in place of what was loaded.
-template <class T, Prologue kPrologue, int kSteps>
-__device__ __forceinline__ void apply_prologue(const PointwiseParams& p, int group, int chunk,
-                                               int t, ChunkRows<kPrologue, kSteps>& rows) {
-    if constexpr (kPrologue == Prologue::kNone) return;
-    const int c = kChunk * chunk + kLaneChannels * t;
-    const bool exists = c < p.channels;
-    const auto parameters = [&](const float* base, int64_t offset, float absent, auto& v) {
-        load_parameters8(base == nullptr ? nullptr : base + offset + c, exists, absent, v);
-    };
-    float scale[kLaneChannels], shift[kLaneChannels], gate[kLaneChannels];
-    parameters(p.affine, 0, 1.0f, scale);
-    parameters(p.affine, p.channels, 0.0f, shift);
-#pragma unroll
-    for (int e = 0; e < kLaneChannels; e++) {
-        scale[e] *= p.in_act.factor, shift[e] *= p.in_act.factor;
-    }
-    if constexpr (kPrologue == Prologue::kScaled) {
-        parameters(p.gate, int64_t(group) * p.channels, 1.0f, gate);
-#pragma unroll
-        for (int i = 0; i < 2 * kSteps; i++) {
-            Row8& row = rows.x[i / 2][i % 2];
-            float v[kLaneChannels];
-            widen<T>(row, v);
-#pragma unroll
-            for (int e = 0; e < kLaneChannels; e++) v[e] = fmaf(v[e], scale[e], shift[e]);
-            apply<T>(p.in_act, v);
-#pragma unroll
-            for (int e = 0; e < kLaneChannels; e++) v[e] *= gate[e];
-            row = narrow<T>(v);
-        }
-    } else {
-        float a[kLaneChannels], b[kLaneChannels], mean[kLaneChannels], rest[kLaneChannels];
-        parameters(p.coef, 0, 0.0f, a);
-        parameters(p.coef, p.channels, 0.0f, b);
-        parameters(p.coef, 2 * int64_t(p.channels), 0.0f, mean);
-        parameters(p.coef, 3 * int64_t(p.channels), 0.0f, rest);
-        parameters(p.gate, int64_t(group) * p.channels, 0.0f, gate);
-        const float drop = p.drop_scale == nullptr ? 1.0f : p.drop_scale[group];
-#pragma unroll
-        for (int i = 0; i < 2 * kSteps; i++) {
-            Row8& row = rows.x[i / 2][i % 2];
-            float y[kLaneChannels], g[kLaneChannels];
-            widen<T>(row, y);
-            widen<T>(rows.g[i / 2][i % 2], g);
-#pragma unroll
-            for (int e = 0; e < kLaneChannels; e++) {
-                const float h = bn_output_grad<T>(p.in_act, g[e], y[e], scale[e], shift[e], drop,
-                                                  gate[e]);
-                y[e] = bn_input_grad(h, y[e], a[e], b[e], mean[e], rest[e]);
-            }
-            row = narrow<T>(y);
-        }
-    }
-}
 
 // Mean and squares about it of a lane's outputs, by Chan's formula.
 template <int kGroups>
@@ -249,12 +130,12 @@ __global__ void __launch_bounds__(32 * pointwise_warps(kStats), kPointwiseReside
     constexpr int kTileRows = kRowsPerMma * kSteps;
     constexpr bool kGradient = kPrologue == Prologue::kGradient;
     EFFNET_FAST_DYNAMIC_SHARED(unsigned char, shared);  // weights [columns][pitch]
-    const int pitch = weight_pitch(p.channels);
+    const int pitch = weight_pitch(p.in.channels);
     float* const out_scale = reinterpret_cast<float*>(shared + p.columns * pitch);  // [columns]
     float* const out_shift = out_scale + p.columns;
     const int part = blockIdx.x / p.column_blocks;
     const int first_output = (blockIdx.x - part * p.column_blocks) * p.columns;
-    copy_weights<T, kGradient>(static_cast<const T*>(p.weight), p.outputs, p.channels, first_output,
+    copy_weights<T, kGradient>(static_cast<const T*>(p.weight), p.outputs, p.in.channels, first_output,
                                p.columns, shared);
     for (int i = threadIdx.x; i < p.columns; i += blockDim.x) {
         float scale = 1.0f, shift = 0.0f;
@@ -274,28 +155,32 @@ __global__ void __launch_bounds__(32 * pointwise_warps(kStats), kPointwiseReside
     const int column = (warp - row_warp * p.column_warps) * kChunk * kGroups + kLaneChannels * lane.t;
     const unsigned char* const weights =
         shared + (column - kLaneChannels * lane.t) * pitch + kLaneChannels * lane.t * int(sizeof(T));
-    const int chunks = ceil_div(p.channels, kChunk);
+    const int chunks = ceil_div(p.in.channels, kChunk);
     const int64_t stride = int64_t(p.parts) * p.row_warps;
     int64_t tile = int64_t(part) * p.row_warps + row_warp;
     LaneMoments<kStats ? kGroups : 1> moments;
     TileRows<T, kPrologue> rows, ahead;
     ChunkRows<kPrologue, kSteps> next;
+    const auto place = [&](TileRows<T, kPrologue>& to, int64_t at) {
+        const int group = int(at / p.tiles_per_group);
+        to.place(p.in, group, p.rows, (at - group * p.tiles_per_group) * kTileRows, kTileRows, lane);
+    };
     if (tile < p.tiles) {
-        ahead.place(p, tile, kTileRows, lane);
-        ahead.load(p, 0, lane.t, next);
+        place(ahead, tile);
+        ahead.load(p.in, 0, lane.t, next);
     }
     for (; tile < p.tiles; tile += stride) {
         rows = ahead;
-        if (tile + stride < p.tiles) ahead.place(p, tile + stride, kTileRows, lane);
+        if (tile + stride < p.tiles) place(ahead, tile + stride);
         float acc[kSteps][kGroups][kTiles][4] = {};
         for (int chunk = 0; chunk < chunks; chunk++) {
             ChunkRows<kPrologue, kSteps> own = next;
             if (chunk + 1 < chunks) {
-                rows.load(p, chunk + 1, lane.t, next);
+                rows.load(p.in, chunk + 1, lane.t, next);
             } else if (tile + stride < p.tiles) {
-                ahead.load(p, 0, lane.t, next);
+                ahead.load(p.in, 0, lane.t, next);
             }
-            apply_prologue<T>(p, rows.group, chunk, lane.t, own);
+            apply_prologue<T>(p.in, rows.group, chunk, lane.t, own);
             const unsigned char* const of_chunk = weights + chunk * kChunk * int(sizeof(T));
 #pragma unroll
             for (int i = 0; i < kGroups * kTiles; i++) {
@@ -355,18 +240,23 @@ __global__ void __launch_bounds__(32 * pointwise_warps(kStats), kPointwiseReside
     }
 }
 
+// Steps of 16 rows where a warp has one group of outputs: a gradient loads two maps.
+template <Prologue kPrologue>
+constexpr int kStepsOfOne = kPrologue == Prologue::kGradient ? 1 : 2;
+
 // How the work is cut; the same for <op>_workspace and <op>.
 struct PointwisePlan {
-    int kind;  // 1: one group of 32 outputs per warp and 32 rows; 2: two and 16
+    int kind;  // 1: one group of 32 outputs per warp and 32 rows (gradients: 16); 2: two and 16
     int threads;
     size_t shared;
 };
 
 // Fills what p's sizes imply, tiles not crossing the groups of p.rows. False: the weights of 32
 // outputs are more than shared memory holds.
-inline bool plan_pointwise(PointwiseParams& p, int64_t groups, bool stats, PointwisePlan* plan) {
-    const int most = pointwise_warps(stats);
-    const int all = ceil_div(p.outputs, kChunk), pitch = weight_pitch(p.channels);
+template <Prologue kPrologue, bool kStats>
+bool plan_pointwise(PointwiseParams& p, int64_t groups, PointwisePlan* plan) {
+    constexpr int most = pointwise_warps(kStats);
+    const int all = ceil_div(p.outputs, kChunk), pitch = weight_pitch(p.in.channels);
     const int row_bytes = pitch + 2 * int(sizeof(float));
     plan->kind = all == 2 && 2 * kChunk * row_bytes <= kMaxSharedBytes ? 2 : 1;
     const int fit = kMaxSharedBytes / (kChunk * row_bytes);
@@ -380,7 +270,7 @@ inline bool plan_pointwise(PointwiseParams& p, int64_t groups, bool stats, Point
     plan->threads = 32 * warps;
     plan->shared = std::max(size_t(p.columns) * row_bytes,
                             size_t(p.row_warps) * (2 * p.columns + 1) * sizeof(float));
-    const int tile_rows = kRowsPerMma * (plan->kind == 2 ? 1 : 2);
+    const int tile_rows = kRowsPerMma * (plan->kind == 2 ? 1 : kStepsOfOne<kPrologue>);
     p.tiles_per_group = ceil_div(p.rows, int64_t(tile_rows));
     p.tiles = groups * p.tiles_per_group;
     const int by_registers = kPointwiseResident * most / warps;
@@ -397,22 +287,8 @@ cudaError_t launch_pointwise(const PointwiseParams& p, const PointwisePlan& plan
                              cudaStream_t stream) {
     const dim3 grid(unsigned(p.column_blocks * p.parts)), block(plan.threads);
     const auto kernel = plan.kind == 2 ? pointwise_kernel<T, kPrologue, kStats, 2, 1>
-                                       : pointwise_kernel<T, kPrologue, kStats, 1, 2>;
+                                       : pointwise_kernel<T, kPrologue, kStats, 1, kStepsOfOne<kPrologue>>;
     return launch(kernel, grid, block, plan.shared, stream, p);
-}
-
-// Calls f with a null T* for 16-bit types.
-template <class F>
-cudaError_t with_half_type(DType dtype, F f) {
-    if (dtype == DType::kBFloat16) return f(static_cast<__nv_bfloat16*>(nullptr));
-    if (dtype == DType::kHalf) return f(static_cast<__half*>(nullptr));
-    return cudaErrorInvalidValue;
-}
-
-// What the kernels take: whole vectors, evenly spaced pixels.
-inline bool whole_pixels(const Pixels& pixels) {
-    return pixels.data == nullptr ||
-           (reinterpret_cast<uintptr_t>(pixels.data) % kVectorBytes == 0 && pixels.step % 8 == 0);
 }
 
 }  // namespace effnet_fast

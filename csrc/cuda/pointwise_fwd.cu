@@ -20,21 +20,23 @@ bool supported(const PointwiseArgs& args) {
 bool make_params(const PointwiseArgs& args, PointwiseParams* p, PointwisePlan* plan) {
     const PointwiseShape& s = args.shape;
     *p = {};
-    if (!supported(args) || !make_act(args.in_act, &p->in_act) ||
+    if (!supported(args) || !make_act(args.in_act, &p->in.act) ||
         !make_act(args.out_act, &p->out_act)) {
         return false;
     }
-    p->x = args.x.data, p->x_step = args.x.step;
+    p->in.x = args.x.data, p->in.x_step = args.x.step, p->in.channels = s.c;
+    p->in.affine = args.in_affine, p->in.gate = args.in_gate;
     p->weight = args.weight;
-    p->affine = args.in_affine, p->gate = args.in_gate;
     p->out_bn = args.out_bn;
     p->residual = args.residual.data, p->residual_step = args.residual.step;
     p->y = args.y;
-    p->channels = s.c, p->outputs = s.k;
+    p->outputs = s.k;
     // Only a gate ties a row to its image.
     const bool by_image = args.in_gate != nullptr;
     p->rows = by_image ? s.hw : s.n * s.hw;
-    return plan_pointwise(*p, by_image ? s.n : 1, args.stats != nullptr, plan);
+    const int64_t groups = by_image ? s.n : 1;
+    return args.stats != nullptr ? plan_pointwise<Prologue::kNone, true>(*p, groups, plan)
+                                 : plan_pointwise<Prologue::kNone, false>(*p, groups, plan);
 }
 
 bool scaled(const PointwiseArgs& args) {

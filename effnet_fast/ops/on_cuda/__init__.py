@@ -1,8 +1,8 @@
 """The backend "cuda": the functions of :mod:`effnet_fast.reference` by the kernels of csrc/cuda.
 
 Each allocates its results and hands addresses to the native module, which asks for a workspace
-where a second stage needs one. Matrix products have no kernel there: :mod:`.products` is what runs
-where Triton, which "auto" and "cuda" take for them, is not installed.
+where a second stage needs one. Matrix products that have no kernel there (limits.cuda_product) are
+Triton's, and :mod:`.products`' where that is not installed.
 """
 
 from effnet_fast.ops.on_cuda.batch_norm import (
@@ -14,11 +14,10 @@ from effnet_fast.ops.on_cuda.batch_norm import (
     bn_residual_bwd,
 )
 from effnet_fast.ops.on_cuda.depthwise import depthwise, depthwise_bwd
-from effnet_fast.ops.on_cuda.pointwise import pointwise
+from effnet_fast.ops.on_cuda.pointwise import pointwise, pointwise_bwd
 from effnet_fast.ops.on_cuda.products import (
     conv2d,
     conv2d_bwd,
-    pointwise_bwd,
     pointwise_pool,
 )
 from effnet_fast.ops.on_cuda.squeeze_excite import (

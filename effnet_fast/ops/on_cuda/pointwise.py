@@ -12,8 +12,9 @@ from effnet_fast.ops.on_cuda.bridge import (
     Workspace,
     address,
     batch_norm,
+    dense,
 )
-from effnet_fast.ops.shapes import new_acc, new_map
+from effnet_fast.ops.shapes import new_acc, new_grads, new_map
 
 
 def _shape(x: Tensor, weight: Tensor) -> tuple[int, int, int, int, int]:
@@ -44,3 +45,30 @@ def pointwise(
         y.data_ptr(), moments.data_ptr() if stats else 0, Workspace(x), bridge.place(x),
     )  # fmt: skip
     return y, moments
+
+
+def pointwise_bwd(
+    g: Tensor | None, y: Tensor, x: Tensor, weight: Tensor, coef: Tensor,
+    y_affine: Tensor | None, y_act: str, drop_scale: Tensor | None, dpool: Tensor | None,
+    in_affine: Tensor | None, in_act: str, in_gate: Tensor | None, in_norm: Tensor | None,
+    residual_grad: Tensor | None, need_dx: bool, need_dw: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Backward of pointwise -> (dx, dw, sums); what is not needed is [0]."""
+    args = (
+        g, y, x, weight, coef, y_affine, y_act, drop_scale, dpool, in_affine, in_act, in_gate,
+        in_norm, residual_grad, need_dx, need_dw,
+    )  # fmt: skip
+    if limits.cuda_product("pointwise_bwd", args) is not None:
+        return products.pointwise_bwd(*args)
+    dx, dw = new_grads(x, weight, need_dx, need_dw)
+    wants_sums = need_dx and in_affine is not None
+    sums = new_acc(x, 5, *x.shape[:2]) if wants_sums else new_acc(x, 0)
+    weight = weight.contiguous()
+    bridge.native().pointwise_bwd(
+        _shape(x, weight), dense(g), dense(y), _pixels(x), weight.data_ptr(), coef.data_ptr(),
+        address(drop_scale), address(in_affine), ACTIVATIONS[in_act], address(in_gate),
+        address(in_norm), dense(residual_grad), dx.data_ptr() if need_dx else 0,
+        dw.data_ptr() if need_dw else 0, sums.data_ptr() if wants_sums else 0, Workspace(x),
+        bridge.place(x),
+    )  # fmt: skip
+    return dx, dw, sums
