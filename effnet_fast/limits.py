@@ -84,11 +84,11 @@ def pixel_step(x: Tensor) -> int | None:
 def cuda_product(op: str, args: tuple[Any, ...]) -> str | None:
     """Why csrc/cuda has no kernel for this product, or None if it has."""
     if op == "pointwise":
-        x, weight, summed = args[0], args[1], args[1].shape[1]
-        maps = (x, args[8])
+        x, weight, residual = args[0], args[1], args[8]
+        summed = weight.shape[1]
     elif op == "pointwise_bwd":
         g, x, weight = args[0], *args[2:4]
-        maps, summed = (x,), weight.shape[0] if args[14] else 0
+        residual, summed = None, weight.shape[0] if args[14] else 0
         if g is None or args[5] is not None or args[6] != "identity" or args[8] is not None:
             return f"{op} has no CUDA kernel for an activation behind its batch norm"
         if args[9] is not None and args[13] is not None:
@@ -103,7 +103,7 @@ def cuda_product(op: str, args: tuple[Any, ...]) -> str | None:
             f"{op} sums multiples of 8 channels, at most {CUDA_SUMMED_CHANNELS}, to multiples of 8 "
             f"in CUDA, not {c} to {k}"
         )
-    for t in maps:
+    for t in (x, residual):
         if t is not None and ((pixel_step(t) or 1) % 8 or t.storage_offset() % 8):
             return f"{op} wants evenly spaced pixels of 16-byte vectors in CUDA, not {t.stride()}"
     return None

@@ -16,8 +16,9 @@
 namespace effnet_fast {
 
 // Warps per block at most, of which a multiprocessor holds kPointwiseResident: 128 registers a
-// thread, or 168, where moments take 17 of them through the loop.
-constexpr int pointwise_warps(bool stats) { return stats ? 6 : 8; }
+// thread, or 168 where moments take 17 of them through the loop, or a second map's rows.
+template <Prologue kPrologue, bool kStats>
+constexpr int kPointwiseWarps = kStats || kPrologue == Prologue::kGradient ? 6 : 8;
 constexpr int kPointwiseResident = 2;
 
 struct PointwiseParams {
@@ -125,7 +126,7 @@ __device__ __forceinline__ void store_moments(LaneMoments<kGroups>& moments,
 }
 
 template <class T, Prologue kPrologue, bool kStats, int kGroups, int kSteps>
-__global__ void __launch_bounds__(32 * pointwise_warps(kStats), kPointwiseResident)
+__global__ void __launch_bounds__(32 * kPointwiseWarps<kPrologue, kStats>, kPointwiseResident)
     pointwise_kernel(const PointwiseParams p) {
     constexpr int kTileRows = kRowsPerMma * kSteps;
     constexpr bool kGradient = kPrologue == Prologue::kGradient;
@@ -255,7 +256,7 @@ struct PointwisePlan {
 // outputs are more than shared memory holds.
 template <Prologue kPrologue, bool kStats>
 bool plan_pointwise(PointwiseParams& p, int64_t groups, PointwisePlan* plan) {
-    constexpr int most = pointwise_warps(kStats);
+    constexpr int most = kPointwiseWarps<kPrologue, kStats>;
     const int all = ceil_div(p.outputs, kChunk), pitch = weight_pitch(p.in.channels);
     const int row_bytes = pitch + 2 * int(sizeof(float));
     plan->kind = all == 2 && 2 * kChunk * row_bytes <= kMaxSharedBytes ? 2 : 1;

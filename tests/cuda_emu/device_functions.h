@@ -33,24 +33,26 @@ inline int segment(int width) { return lane() & ~(width - 1); }
 template <class Unpack>
 void mma_m16n8k16(float (&c)[4], std::array<uint32_t, 4> a, std::array<uint32_t, 2> b,
                   Unpack unpack, EMULATOR_SITE) {
-    const Lanes all_a = all_gather(0xffffffffu, &a, sizeof a, site);
-    const Lanes all_b = all_gather(0xffffffffu, &b, sizeof b, site);
-    const auto pair = [&](const Lanes& lanes, int lane, int word, float* v) {
-        uint32_t bits;
-        std::memcpy(&bits, lanes.bytes[lane] + 4 * word, sizeof bits);
-        unpack(bits, v);
-    };
+    const uint32_t own[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    const Lanes lanes = all_gather(0xffffffffu, own, sizeof own, site);
     const int g = lane() / 4, t = lane() % 4;
     double sums[4] = {};
-    for (int k = 0; k < 16; k += 2) {
-        const int owner = k / 2 % 4, late = k / 8;
-        float rows[2][2], columns[2][2];
-        for (int half = 0; half < 2; half++) {
-            pair(all_a, 4 * g + owner, 2 * late + half, rows[half]);
-            pair(all_b, 4 * (2 * t + half) + owner, late, columns[half]);
+    for (int late = 0; late < 2; late++) {
+        for (int owner = 0; owner < 4; owner++) {
+            const unsigned char* const sources[4] = {
+                lanes.bytes[4 * g + owner] + 8 * late, lanes.bytes[4 * g + owner] + 8 * late + 4,
+                lanes.bytes[8 * t + owner] + 16 + 4 * late,
+                lanes.bytes[8 * t + 4 + owner] + 16 + 4 * late};
+            float pairs[4][2];  // of rows g and g + 8, columns 2 t and 2 t + 1
+            for (int i = 0; i < 4; i++) {
+                uint32_t bits;
+                std::memcpy(&bits, sources[i], sizeof bits);
+                unpack(bits, pairs[i]);
+            }
+            for (int i = 0; i < 4; i++)
+                for (int e = 0; e < 2; e++)
+                    sums[i] += double(pairs[i / 2][e]) * pairs[2 + i % 2][e];
         }
-        for (int i = 0; i < 4; i++)
-            for (int e = 0; e < 2; e++) sums[i] += double(rows[i / 2][e]) * columns[i % 2][e];
     }
     for (int i = 0; i < 4; i++) c[i] = float(c[i] + sums[i]);
 }

@@ -43,9 +43,9 @@ T* dynamic_shared() {
 
 void sync_threads(Site site);
 
-// One value of up to 16 bytes per lane.
+// One value of up to 24 bytes per lane.
 struct Lanes {
-    unsigned char bytes[32][16];
+    unsigned char bytes[32][24];
 };
 
 // Waits until every lane of `mask` has come with its value; then each gets all of them.

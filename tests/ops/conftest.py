@@ -59,6 +59,18 @@ def _backend_in_the_report(
 
 
 @pytest.fixture(autouse=True)
+def _fp32_products_in_fp32() -> Iterator[None]:
+    """Not in TF32, which torch allows for convolutions on a GPU: of the two sides of a comparison
+    cuDNN takes it for one and not for the other."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture(autouse=True)
 def _poisoned_memory_on_the_device() -> Iterator[None]:
     """Tensors are made on the device under test, and fresh memory is NaN, so that what a kernel
     leaves unwritten shows: torch fills every ``torch.empty`` in its deterministic mode."""
