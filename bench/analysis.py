@@ -65,7 +65,7 @@ def _provider_order(line: Line) -> tuple[str, int, str]:
 
 
 def ceilings(lines: Iterable[Line], file: str) -> dict[str, float]:
-    """ "copy" in bytes/s and "matmul" in flop/s, as measured in that file's run."""
+    """ "copy" in bytes/s, "matmul" and on a CPU "fma" in flop/s, as measured in that file's run."""
     found = {}
     for line in lines:
         if line["file"] == file and line["mode"] == "ceiling" and line["ms"] is not None:
@@ -86,15 +86,23 @@ def roof(line: Line, limits: dict[str, float]) -> float | None:
     """The ms that the machine needs at the least: for the arithmetic or the bytes, the longer.
 
     A model's bytes are those of this library's schedule whoever computes it, so that all of a
-    contest are held against one roof; an op's are its own.
+    contest are held against one roof; an op's are its own. None for "latency": on a CPU the
+    ceilings are all threads', and that is one's.
     """
+    if line["mode"] == "latency":
+        return None
     moved = least_bytes(line) if line["op"] == "model" else line["bytes"]
     times = []
     if moved is not None and "copy" in limits:
         times.append(1e3 * moved / limits["copy"])
-    if line["flops"] is not None and "matmul" in limits:
-        times.append(1e3 * line["flops"] / limits["matmul"])
+    if line["flops"] is not None and (rate := arithmetic(limits)) is not None:
+        times.append(1e3 * line["flops"] / rate)
     return max(times, default=None)
+
+
+def arithmetic(limits: dict[str, float]) -> float | None:
+    """The arithmetic ceiling in flop/s: of the two that a CPU has, the multiply-adds' peak."""
+    return limits.get("fma", limits.get("matmul"))
 
 
 def best_of_ours(contest: Sequence[Line]) -> Line | None:

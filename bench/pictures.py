@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from bench.analysis import (
     Contest,
     Line,
+    arithmetic,
     best_of_ours,
     ceilings,
     contests,
@@ -145,7 +146,7 @@ def _speedup(group: Sequence[Contest], device: str, kind: str) -> Any:
 def _roofline(found: Sequence[Contest], lines: list[Line], device: str) -> Any:
     """Rate against arithmetic intensity, under the two ceilings of the runs."""
     figure, axes = _figure(f"Roofline, {device}")
-    every = [line for contest in found for line in contest]
+    every = [line for contest in found for line in contest if line["mode"] != "latency"]
     labels, mine = _labels(found)
     colours = _colours(labels, mine)
     intensities: list[float] = []
@@ -162,14 +163,15 @@ def _roofline(found: Sequence[Contest], lines: list[Line], device: str) -> Any:
                          label=f"ours, {label}" if label in mine else label)  # fmt: skip
     for file in {line["file"] for line in every}:
         limits = ceilings(lines, file)
-        if len(limits) == 2 and intensities:
+        top = arithmetic(limits)
+        if top is not None and "copy" in limits and intensities:
             across = np.geomspace(min(intensities) / 8, max(intensities) * 8, 200)
-            up = np.minimum(across * limits["copy"], limits["matmul"]) / 1e9
+            up = np.minimum(across * limits["copy"], top) / 1e9
             axes.plot(across, up, color="black", linewidth=1)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("flop per byte that this library's schedule moves")
-    axes.set_ylabel("Gflop/s; the line: what copy and matrix product reached")
+    axes.set_ylabel("Gflop/s; the line: what copying and arithmetic alone reached")
     axes.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     return figure
 

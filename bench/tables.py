@@ -61,6 +61,8 @@ def rates(limits: dict[str, float]) -> str:
         found.append(f"copy {limits['copy'] / 1e9:.1f} GB/s")
     if "matmul" in limits:
         found.append(f"matrix product {limits['matmul'] / 1e9:.0f} Gflop/s")
+    if "fma" in limits:
+        found.append(f"multiply-adds {limits['fma'] / 1e9:.0f} Gflop/s")
     return ", ".join(found) or "no ceilings measured"
 
 

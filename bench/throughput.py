@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench import fma
 from bench.contest import Entrant, contest
 from bench.costs import GRAPH, ledger
 from bench.records import Record, Writer
@@ -74,7 +75,8 @@ def line(record: Record) -> str:
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, writer: Writer) -> float:
-    """Copy bandwidth and matrix rate, in the run whose figures are held against them.
+    """Copy bandwidth and matrix rate, in the run whose figures are held against them; and on a CPU
+    the peak of its multiply-adds.
 
     Returns the bandwidth, in TB/s.
     """
@@ -93,6 +95,18 @@ def ceilings(device: torch.device, dtype: torch.dtype, writer: Writer) -> float:
         writer.add(Record(op, "torch", "ceiling", op, shape, name, ms, "passed", moved, flops))
         rates[op] = (moved or flops or 0) / ms["p50"] / 1e9
         print(f"{op:<17}{rates[op]:>10.3f} {'TB/s' if op == 'copy' else 'Tflop/s'}", flush=True)
+    if not big:
+        try:
+            flop, times = fma.samples(20)
+        except OSError as error:
+            print(error, flush=True)
+            return rates["copy"]
+        ms = percentiles(times)
+        shape = [torch.get_num_threads()]
+        writer.add(
+            Record("fma", "c++", "ceiling", "fma", shape, "float32", ms, "passed", None, flop)
+        )
+        print(f"{'fma':<17}{flop / ms['p50'] / 1e9:>10.3f} Tflop/s", flush=True)
     return rates["copy"]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import contest, records, throughput
+from bench import contest, fma, records, throughput
 from bench.records import Record, Writer, read
 from effnet_fast.cli.providers import Provider
 
@@ -96,6 +96,26 @@ def test_files_from_before_a_field_was_thought_of_are_read(tmp_path: Path) -> No
     (read_back,) = read(path)
     assert read_back == line
     assert [read_back[name] for name in records.LATER] == [None, None]
+
+
+def test_the_ceilings_are_measured_into_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(fma, "ROUNDS", 1000)
+    for name in ("with", "without"):
+        writer = Writer(tmp_path / name, cpu)
+        throughput.ceilings(cpu, torch.float32, writer)
+        writer.close()
+        lines = {line["op"]: line for line in read(writer.path)}
+        assert {line["mode"] for line in lines.values()} == {"ceiling"}
+        assert lines["copy"]["bytes"] == 2 * lines["copy"]["shape"][0]
+        if name == "without":
+            assert lines.keys() == {"copy", "matmul"}
+            break
+        vector = lines["fma"]["flops"] / (2 * 12 * 1000 * torch.get_num_threads())
+        assert vector in (4, 8, 16)  # floats: SSE, AVX, AVX-512
+        monkeypatch.setattr(fma.shutil, "which", lambda name: None)
 
 
 @pytest.mark.skipif(not RESULTS, reason="no record is committed yet")

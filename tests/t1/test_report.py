@@ -95,7 +95,9 @@ def test_the_roof_is_of_bytes_or_arithmetic_whichever_takes_longer(path: Path) -
     expected = moved(ledger("ours", B0, 64, 64, torch.float32).inference)
     assert least_bytes(line) == expected + 4 * profile(B0, 64, 64).params
     assert roof(line, {"copy": 1e15, "matmul": 1e9}) == 64.0
+    assert roof(line, {"copy": 1e15, "matmul": 1e9, "fma": 2e9}) == 32.0
     assert roof(line, {}) is None
+    assert roof(line | {"mode": "latency"}, {"copy": 1e15, "matmul": 1e9}) is None
     assert least_bytes(line | {"case": "resnet50"}) is None
 
 
