@@ -58,6 +58,25 @@ def contests(lines: Iterable[Line], op: str = "model") -> list[Contest]:
     return [sorted(contest, key=_provider_order) for contest in newest]
 
 
+def duel(found: Iterable[Contest], one: str, other: str, several: bool) -> Contest:
+    """What two models took in inference on one image or ``several``; empty unless both are there.
+
+    On one image first of all from the contest "latency", where the two took turns.
+    """
+    found = list(found)
+    for contest in found:
+        if contest[0]["mode"] == "latency" and not several:
+            return contest
+    lines = [
+        line
+        for contest in found
+        for line in contest
+        if line["mode"] == "inference" and (line["shape"][0] > 1) == several
+    ]
+    cases = {line["case"] for line in lines if line["ms"]}
+    return [x for x in lines if x["case"] in (one, other)] if {one, other} <= cases else []
+
+
 def _provider_order(line: Line) -> tuple[str, int, str]:
     base = line["backend"].removesuffix(costs.GRAPH)
     known = list(PROVIDERS)

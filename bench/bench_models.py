@@ -1,7 +1,8 @@
 """Whole models: ``pytest bench/bench_models.py --benchmark-only [-k b0] [-m inference] [--full]``.
 
-B0, B1 and B4 in inference, by --full all of B0 to B7 and training steps; at native resolution,
-batch 1 and the largest batch that fits; everyone of effnet_fast.cli.providers who can.
+B0, B1 and B4 in inference, by --full all of B0 to B7, ResNet-50 and ResNet-152, and training steps;
+at native resolution, batch 1 and the largest batch that fits; everyone of effnet_fast.cli.providers
+who can.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.arena import CLOCK, Arena, Entry
 from bench.contest import Entrant, contest
 from bench.schedules import RESOLUTIONS
-from bench.throughput import large_batch, providers_here
+from bench.throughput import RESNETS, large_batch, providers_here
 
 DEFAULT = ("efficientnet_b0", "efficientnet_b1", "efficientnet_b4")
 LABELS = providers_here(DEFAULT[0], torch.cuda.is_available())
@@ -43,7 +44,7 @@ def hold_what_fits(
     labels: list[str], name: str, n: int, training: bool, device: torch.device
 ) -> dict[str, Entry]:
     """The contest on the largest batch up to ``n``, by halves, that stock eager can compute."""
-    side = RESOLUTIONS[name]
+    side = RESOLUTIONS.get(name, 224)
     while True:
         torch.manual_seed(0)
         x = torch.randn(n, 3, side, side, device=device)
@@ -59,7 +60,7 @@ def hold_what_fits(
 
 def cases() -> Iterator[Any]:
     """(model, training, large batch or 1), each with its markers."""
-    for name in RESOLUTIONS:
+    for name in (*RESOLUTIONS, *RESNETS):
         for training, large in ((False, False), (False, True), (True, True)):
             marks = [pytest.mark.training if training else pytest.mark.inference]
             if training or name not in DEFAULT:

@@ -1,8 +1,7 @@
-"""Is EfficientNet efficient now? The paper's latency table, and ResNet-50 against B0.
+"""The paper's latency table: ``pytest bench/bench_paper.py --benchmark-only``.
 
-The paper's Table 4 has B1 5.7 times as fast as ResNet-152, which is no more accurate: batch 1 on
-one core of a CPU. ResNet-50 is what B0 is compared with: ten times its multiply-adds, and on a GPU
-hardly slower.
+Its Table 4 has B1 5.7 times as fast as ResNet-152, which is no more accurate: batch 1 on one core
+of a CPU. Here on one thread of a CPU or on the GPU, both models' providers in one contest.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from bench.arena import CLOCK, Arena, Entry
 from bench.bench_models import hold
 from bench.contest import Entrant
 from bench.schedules import RESOLUTIONS
-from bench.throughput import large_batch, providers_here
+from bench.throughput import providers_here
 
 #: Rounds, and seconds after which a contest makes do with fewer: a ResNet-152 takes 0.3 s.
 ROUNDS, SECONDS = 20, 60.0
@@ -30,19 +29,19 @@ def labels(*names: str) -> list[str]:
     return [f"{name} {provider}" for name in names for provider in providers_here(name, cuda)]
 
 
-def hold_models(labels: list[str], n: int, mode: str, device: torch.device) -> dict[str, Entry]:
-    """Both models' providers in one contest, each model on images of its own resolution."""
+def hold_models(labels: list[str], device: torch.device) -> dict[str, Entry]:
+    """Both models' providers in one contest, each model on an image of its own resolution."""
     images = {}
     for name in {label.split()[0] for label in labels}:
         torch.manual_seed(0)
         side = RESOLUTIONS.get(name, 224)
-        x = torch.randn(n, 3, side, side, device=device)
+        x = torch.randn(1, 3, side, side, device=device)
         images[name] = x.to(torch.bfloat16) if x.is_cuda else x
     entrants = {}
     for label in labels:
         name, provider = label.split()
         entrants[label] = Entrant(provider, name, images[name])
-    return hold(entrants, mode, ROUNDS, SECONDS)
+    return hold(entrants, "latency", ROUNDS, SECONDS)
 
 
 @contextmanager
@@ -65,20 +64,6 @@ def test_latency(
 ) -> None:  # fmt: skip
     def contest(labels: list[str]) -> dict[str, Entry]:
         with one_thread():
-            return hold_models(labels, 1, "latency", device)
+            return hold_models(labels, device)
 
     arena.enter(request.node, benchmark, contest)
-
-
-@pytest.mark.inference
-@pytest.mark.full
-@pytest.mark.benchmark(timer=CLOCK)
-@pytest.mark.parametrize("label", labels("resnet50", "efficientnet_b0"))
-def test_resnet50_against_b0(
-    benchmark: BenchmarkFixture, arena: Arena, device: torch.device,
-    request: pytest.FixtureRequest, label: str,
-) -> None:  # fmt: skip
-    n = large_batch("resnet50", device, training=False)
-    arena.enter(
-        request.node, benchmark, lambda labels: hold_models(labels, n, "inference", device)
-    )  # fmt: skip

@@ -17,6 +17,7 @@ from bench.analysis import (
     best_of_ours,
     ceilings,
     contests,
+    duel,
     least_bytes,
     machine,
     ms,
@@ -25,8 +26,10 @@ from bench.analysis import (
 )
 from bench.records import slug
 
-#: Ours in reds, everyone else in blues to greens.
+#: Of what is ours, where it stands alone.
 OURS = "#c0392b"
+#: (slow, fast, on a large batch): the paper's Table 4, and who B0 is compared with.
+DUELS = (("resnet152", "efficientnet_b1", False), ("resnet50", "efficientnet_b0", True))
 STYLE = {
     "figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False,
     "font.size": 9, "svg.hashsalt": "effnet_fast",
@@ -43,19 +46,21 @@ def draw(lines: list[Line], folder: Path) -> Iterator[Path]:
         found = [contest for contest in found if contest]
         modes: dict[str, list[Contest]] = {}
         for contest in found:
-            n, mode = contest[0]["shape"][0], contest[0]["mode"]
-            kind = mode if mode == "latency" else f"{mode}-{'batch-1' if n == 1 else 'large-batch'}"
-            modes.setdefault(kind.replace(" ", "-"), []).append(contest)
+            n, mode = contest[0]["shape"][0], contest[0]["mode"].replace(" ", "-")
+            if mode != "latency":
+                kind = f"{mode}-{'batch-1' if n == 1 else 'large-batch'}"
+                modes.setdefault(kind, []).append(contest)
         with mpl.rc_context(STYLE):
             for kind, group in sorted(modes.items()):
                 name = f"{prefix}-{kind}"
-                if kind == "latency":
-                    yield from _save(_latency(group[0], whose[0]), folder / name)
-                    continue
                 group.sort(key=lambda contest: str(contest[0]["case"]))
                 yield from _save(_throughput(group, whose[0], kind), folder / f"{name}-throughput")
                 if any(best_of_ours(contest) for contest in group):
                     yield from _save(_speedup(group, whose[0], kind), folder / f"{name}-speedup")
+            for slow, fast, several in DUELS:
+                if pair := duel(found, slow, fast, several):
+                    name = f"{prefix}-{slow}-{fast.removeprefix('efficientnet_')}"
+                    yield from _save(_versus(pair, several, whose[0]), folder / name)
             if found:
                 yield from _save(_roofline(found, own, whose[0]), folder / f"{prefix}-roofline")
             ops = [line for line in own if line["op"] != "model" and line["mode"] != "ceiling"]
@@ -76,11 +81,14 @@ def _save(figure: Any, path: Path) -> Iterator[Path]:
 
 
 def _colours(labels: Sequence[str], mine: set[str]) -> dict[str, Any]:
-    others = [label for label in labels if label not in mine]
-    cool = mpl.colormaps["viridis"](np.linspace(0.1, 0.85, max(1, len(others))))
-    found: dict[str, Any] = dict(zip(others, cool, strict=False))
-    reds = mpl.colormaps["Reds"](np.linspace(0.85, 0.45, max(1, len(mine))))
-    return found | dict(zip([x for x in labels if x in mine], reds, strict=True))
+    """Ours in reds, everyone else in blues to greens."""
+    found: dict[str, Any] = {}
+    for name, ends, some in (
+        ("viridis", (0.1, 0.85), [label for label in labels if label not in mine]),
+        ("Reds", (0.85, 0.45), [label for label in labels if label in mine]),
+    ):
+        found |= zip(some, mpl.colormaps[name](np.linspace(*ends, len(some))), strict=True)
+    return found
 
 
 def _labels(group: Sequence[Contest]) -> tuple[list[str], set[str]]:
@@ -176,18 +184,20 @@ def _roofline(found: Sequence[Contest], lines: list[Line], device: str) -> Any:
     return figure
 
 
-def _latency(contest: Contest, device: str) -> Any:
-    """Is EfficientNet efficient now? Both models' time by provider."""
-    figure, axes = _figure(f"One image at a time, one CPU thread or one GPU: {device}", 7.0)
+def _versus(contest: Contest, several: bool, device: str) -> Any:
+    """Is EfficientNet efficient now? Both models by provider."""
+    figure, axes = _figure(f"Is EfficientNet efficient now? {device}", 7.0)
     labels, mine = _labels([contest])
     for i, name in enumerate(dict.fromkeys(line["case"] for line in contest)):
-        own = {line["backend"]: ms(line) for line in contest if line["case"] == name}
-        at = [labels.index(label) + (i - 0.5) * 0.4 for label in own]
-        bars = axes.bar(at, list(own.values()), 0.4, color=("#7f8c8d", OURS)[i % 2], label=name)
+        own = [line for line in contest if line["case"] == name]
+        values = [1e3 * x["shape"][0] / ms(x) if several else ms(x) for x in own]
+        at = [labels.index(line["backend"]) + (0.5 - i) * 0.4 for line in own]
+        bars = axes.bar(at, values, 0.4, color=(OURS, "#7f8c8d")[i % 2], label=name)
         axes.bar_label(bars, fmt="%.3g", fontsize=7)
     axes.set_xticks(range(len(labels)), [f"ours,\n{x}" if x in mine else x for x in labels],
                     rotation=20)  # fmt: skip
-    axes.set_ylabel("ms")
+    one_thread = contest[0]["mode"] == "latency" and not contest[0]["environment"]["cuda"]
+    axes.set_ylabel("images/s" if several else "ms" + (", one CPU thread" * one_thread))
     axes.legend(frameon=False)
     return figure
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.analysis import Contest, Line, best_of_ours, ceilings, contests, machine, ms, ours
+from bench.analysis import Contest, Line, ceilings, contests, duel, machine, ms, ours
 from bench.records import slug
 from bench.tables import op_table, rates, table
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 PICTURES = Path(__file__).with_name("results") / "pictures"
 #: Of :mod:`bench.pictures`, where they are committed.
-PICTURED = ("latency", "inference-batch-1-speedup")
+PICTURED = ("resnet152-b1", "resnet50-b0", "inference-batch-1-speedup")
+#: Slow and fast: the paper's latency table, and who EfficientNet-B0 is compared with.
+TABLE_4, RIVALS = ("resnet152", "efficientnet_b1"), ("resnet50", "efficientnet_b0")
 BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
 
 
@@ -38,10 +40,14 @@ def _machine(whose: tuple[str, int], found: list[Contest], lines: list[Line]) ->
         first = contest[0]
         modes.setdefault((first["mode"], first["shape"][0] > 1), []).append(contest)
     for (mode, several), own in sorted(modes.items()):
-        if mode == "latency":
-            yield _latency(own)
-        else:
+        if mode != "latency":
             yield _models(mode, not several, sorted(own, key=_case))
+    one_thread = any(contest[0]["mode"] == "latency" for contest in found) and not on_gpu
+    if (on_gpu or one_thread) and (pair := duel(found, *TABLE_4, several=False)):
+        where = "one image at a time" + (" on one thread" if one_thread else "")
+        yield _versus(f"The paper's Table 4 (there 5.7x): {where}, ms:", pair, *TABLE_4, True)
+    if pair := duel(found, *RIVALS, several=True):
+        yield _versus("Many images at a time, images/s:", pair, *RIVALS, False)
     ops = [x for x in lines if x["op"] != "model" and x["mode"] != "ceiling"]
     if ops:
         newest = max(ops, key=lambda line: str(line["environment"]["utc"]))["file"]
@@ -87,24 +93,19 @@ def _cell(contest: Contest, label: str, single: bool) -> str:
     return f"**{text}**" if line is fastest else text
 
 
-def _latency(found: list[Contest]) -> str:
-    """The paper's Table 4."""
+def _versus(head: str, contest: Contest, slow: str, fast: str, single: bool) -> str:
+    """Two models side by side, and how many times as fast the second is."""
     rows = []
-    for contest in found:
-        labels = dict.fromkeys(line["backend"] for line in contest)
-        names = list(dict.fromkeys(line["case"] for line in contest))
-        best = best_of_ours(contest)
-        for label in labels:
-            own = {line["case"]: line for line in contest if line["backend"] == label}
-            timed = {name: ms(line) for name, line in own.items() if line["ms"]}
-            ratio = timed.get("resnet152", 0.0) / timed.get("efficientnet_b1", float("inf"))
-            rows.append([
-                f"ours, {label}" if best and label == best["backend"] else label,
-                *(f"{timed[name]:.3g}" if name in timed else "" for name in names),
-                f"{ratio:.1f}x" if ratio else "",
-            ])  # fmt: skip
-    columns = ["", *names, "ResNet-152 / B1"]
-    return f"The paper's Table 4 (there 5.7x), batch 1, ms:\n\n{table(rows, columns)}"
+    for label in dict.fromkeys(line["backend"] for line in contest):
+        own = [line for line in contest if line["backend"] == label and line["ms"]]
+        each = {line["case"]: ms(line) / line["shape"][0] for line in own}
+        shown = [f"{each[x] if single else 1e3 / each[x]:.3g}" if x in each else ""
+                 for x in (slow, fast)]  # fmt: skip
+        ratio = f"{each[slow] / each[fast]:.1f}x" if {slow, fast} <= each.keys() else ""
+        name = f"ours, {label}" if any(map(ours, own)) else label
+        rows.append([name, *shown, ratio])
+    short = fast.removeprefix("efficientnet_")
+    return f"{head}\n\n{table(rows, ['', slow, short, f'{short} is faster by'])}"
 
 
 def write(lines: list[Line], readme: Path = README) -> None:

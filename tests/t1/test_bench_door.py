@@ -11,6 +11,7 @@ from pytest_benchmark.stats import Stats
 
 from bench.arena import Replay
 from bench.records import read
+from bench.throughput import RESNETS
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +49,8 @@ def test_options_select_what_they_say() -> None:
 
     default, full = found[""], found["--full"]
     assert models(default) == {f"b{i} inference" for i in (0, 1, 4)}
-    assert models(full) == {f"b{i} {mode}" for i in range(8) for mode in ("inference", "training")}
+    family = (*(f"b{i}" for i in range(8)), *RESNETS)
+    assert models(full) == {f"{m} {mode}" for m in family for mode in ("inference", "training")}
     assert any("b0-depthwise-inference-k3s1-c32-112" in name for name in default)
     assert set(default) < set(full)
     assert models(found["-k b0 and batch_1"]) == {"b0 inference"}

@@ -19,7 +19,7 @@ from bench.analysis import (
 )
 from bench.costs import ledger, profile
 from bench.ledger import moved
-from bench.records import Record, Writer
+from bench.records import Record, Writer, slug
 from bench.tables import comparison, tables
 
 Captured = pytest.CaptureFixture[str]
@@ -145,8 +145,21 @@ def test_the_papers_table_sets_both_models_side_by_side(tmp_path: Path) -> None:
                           "passed", flops=1))  # fmt: skip
     writer.close()
     text = readme.section(load([writer.path]))
-    assert row(text, "compile") == ["compile", "100", "570", "5.7x"]
-    assert row(text, "ours, engine") == ["ours, engine", "50", "", ""]
+    assert "The paper's Table 4 (there 5.7x): one image at a time on one thread, ms:" in text
+    assert row(text, "compile") == ["compile", "570", "100", "5.7x"]
+    assert row(text, "ours, engine") == ["ours, engine", "", "50", ""]
+
+
+def test_resnet50_is_set_beside_b0_where_both_were_measured(tmp_path: Path) -> None:
+    writer = Writer(tmp_path, torch.device("cpu"))
+    for case, ms in (("resnet50", 400.0), (B0, 80.0)):
+        writer.add(Record("model", "compile", "inference", case, [8, 3, 224, 224], "float32",
+                          band(ms), "passed", flops=1))  # fmt: skip
+    writer.close()
+    text = readme.section(load([writer.path]))
+    assert "| compile | 20 | 100 | 5.0x |" in text
+    assert "Table 4" not in text
+    assert "resnet50-b0.png" in {*_drawn(writer.path, tmp_path / "pictures")}
 
 
 def test_what_is_no_record_is_named(tmp_path: Path, capsys: Captured) -> None:
@@ -186,12 +199,19 @@ def test_the_section_is_written_between_the_markers(tmp_path: Path, path: Path) 
         readme.write(load([path]), file)
 
 
-def test_pictures_are_drawn_of_all_that_there_is(tmp_path: Path, path: Path) -> None:
+def _drawn(path: Path, folder: Path) -> list[str]:
+    """The pictures of a record, less the device's name."""
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    assert report.main([str(path), "--pictures", str(tmp_path / "pictures")]) == 0
-    names = {file.name for file in (tmp_path / "pictures").iterdir()}
+    assert report.main([str(path), "--pictures", str(folder)]) == 0
+    (line, *_) = load([path])
+    prefix = f"{slug(line['environment']['device'])}-"
+    return [file.name.removeprefix(prefix) for file in folder.iterdir()]
+
+
+def test_pictures_are_drawn_of_all_that_there_is(tmp_path: Path, path: Path) -> None:
+    names = _drawn(path, tmp_path / "pictures")
     kinds = ("inference-batch-1-throughput", "inference-batch-1-speedup", "roofline",
              "ops-inference")  # fmt: skip
-    assert names == {f"a-cpu-{kind}.{suffix}" for kind in kinds for suffix in ("png", "svg")}
+    assert {*names} == {f"{kind}.{suffix}" for kind in kinds for suffix in ("png", "svg")}
     drawing = (tmp_path / "pictures" / "a-cpu-inference-batch-1-throughput.svg").read_text()
     assert drawing.count("<!-- ours, ") == 2
