@@ -8,6 +8,7 @@ from effnet_fast import ops
 from effnet_fast.backends import BackendUnavailableError, backends, use_backend
 from effnet_fast.checkpoints import CheckpointError
 from effnet_fast.engine import Engine, optimize_for_inference
+from effnet_fast.graph_engine import GraphEngine
 from effnet_fast.models import (
     EfficientNet,
     create_model,
@@ -34,6 +35,7 @@ __all__ = [
     "CheckpointError",
     "EfficientNet",
     "Engine",
+    "GraphEngine",
     "backends",
     "create_model",
     "efficientnet_b0",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from effnet_fast import _C
+from effnet_fast.graph_engine import GraphEngine
 from effnet_fast.models import EfficientNet
 from effnet_fast.modules import ConvNormAct, MBConv, SqueezeExcitation
 
@@ -126,15 +127,16 @@ def optimize_for_inference(
     dtype: torch.dtype | None = None,
     input_shape: tuple[int, int, int, int] | None = None,
     threads: int | None = None,
-) -> Engine:
-    """A native CPU engine of what ``model`` computes in eval mode now.
+) -> Engine | GraphEngine:
+    """An engine of what ``model`` computes in eval mode now: native on a CPU, CUDA graphs on a GPU.
 
     Args:
-        model: on the CPU, of the library's own structure: any width, depth, ``num_classes``,
-            ``in_channels`` and padding. It is left untouched, and later changes do not show.
-        dtype: None or ``torch.float32``, of weights and activations.
+        model: any width, depth, ``num_classes``, ``in_channels`` and padding; on a CPU of the
+            library's own structure. It is left untouched, and later changes do not show.
+        dtype: of weights and activations. None: as the model is; on a CPU ``torch.float32``, which
+            is the only one there.
         input_shape: [N, in_channels, H, W] to plan for now instead of at the first call.
-        threads: of every call; None follows ``torch.set_num_threads``.
+        threads: on a CPU, of every call; None follows ``torch.set_num_threads``.
 
     Raises:
         TypeError: not an EfficientNet of this library.
@@ -142,18 +144,29 @@ def optimize_for_inference(
     """
     if not isinstance(model, EfficientNet):
         raise TypeError(f"expected an effnet_fast.EfficientNet, got {type(model).__name__}")
-    if dtype not in (None, torch.float32):
-        raise ValueError(f"dtype {dtype}: the CPU engine computes in torch.float32")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be >= 1, got {threads}")
-    devices = {p.device.type for p in model.parameters()}
-    if devices != {"cpu"}:
-        raise ValueError(f"the model is on {', '.join(sorted(devices))}: the engine is for CPUs")
-    engine = Engine(_spec(model), threads)
+    if input_shape is not None and (len(input_shape) != 4 or min(input_shape) < 1):
+        raise ValueError(f"input_shape {input_shape}: expected (N, {model.in_channels}, H, W)")
+    devices = {p.device for p in model.parameters()}
+    if len(devices) != 1:
+        raise ValueError(f"the model is on {', '.join(sorted(map(str, devices)))}: expected one")
+    (device,) = devices
+    engine: Engine | GraphEngine
+    if device.type == "cuda":
+        if threads is not None:
+            raise ValueError(f"threads {threads}: an engine on {device} has none to choose")
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype {dtype}: expected a floating type")
+        engine = GraphEngine(model, dtype)
+    elif device.type == "cpu":
+        if dtype not in (None, torch.float32):
+            raise ValueError(f"dtype {dtype}: the CPU engine computes in torch.float32")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be >= 1, got {threads}")
+        engine = Engine(_spec(model), threads)
+    else:
+        raise ValueError(f"the model is on {device}: there are engines for CPUs and CUDA GPUs")
     if input_shape is not None:
-        if len(input_shape) != 4 or min(input_shape) < 1:
-            raise ValueError(f"input_shape {input_shape}: expected (N, {engine.in_channels}, H, W)")
-        engine(torch.zeros(input_shape))
+        engine(torch.zeros(input_shape, device=device, dtype=torch.float32))
     return engine
 
 

@@ -47,7 +47,8 @@ TIERS = (
     ),
     Tier("T3", ("tests/t3",)),
     Tier(
-        "T4", ("tests/ops",), ("cuda", "triton", "reference"), {"EFFNET_FAST_TEST_DEVICE": "cuda"},
+        "T4", ("tests/t4", "tests/ops"), ("cuda", "triton", "reference"),
+        {"EFFNET_FAST_TEST_DEVICE": "cuda"},
         may_be_empty="no GPU on this machine", parallel="worksteal",
     ),
 )  # fmt: skip

@@ -105,6 +105,41 @@ DEPTHWISE_BWD = [
         "kReach + 0 * stride", "far_apart"),
 ]  # fmt: skip
 
+PRODUCT, FRAGMENTS = "cuda/pointwise.cuh", "cuda/mma.cuh"
+PROJECT, OUTER = "cuda/project_bwd.cuh", "cuda/outer.cuh"
+
+POINTWISE = [
+    Bug("half of a chunk's channels", PRODUCT,
+        "multiply_add<T>(c, low[2], high[2], low[3], high[3], b.z, b.w);", "", "pointwise"),
+    Bug("outputs in another order than their columns", FRAGMENTS, "8 * (n / 2) + 2 * j + n % 2",
+        "8 * (n / 2) + 2 * (3 - j) + n % 2", "pointwise"),
+    Bug("no barrier before the weights are read", PRODUCT,
+        "__syncthreads();\n\n    const Lane lane;", "const Lane lane;", "pointwise"),
+    Bug("moments over weights still in use", PRODUCT,
+        "__syncthreads();  // the weights have been read", "", "pointwise"),
+    Bug("rows past the end in the moments", PRODUCT, "clamp_rows(rows.count, 2 * kSteps)",
+        "2 * kSteps", "pointwise"),
+    Bug("rows past the end stored", PRODUCT, "if (8 * i >= rows.count) continue;\n float v",
+        "float v", "pointwise", True),
+    Bug("the gate of another image", PRODUCT, "rows.group, chunk, lane.t, own",
+        "0, chunk, lane.t, own", "pointwise"),
+    Bug("moments merged with half of the lanes", PRODUCT, "bit = 4; bit < 32", "bit = 4; bit < 16",
+        "pointwise"),
+    Bug("a residual eight rows off", PRODUCT, "from + row * p.residual_step",
+        "from + (row - 8 * i) * p.residual_step", "pointwise"),
+    Bug("rows past the end in a weight gradient", OUTER, "if (8 * i >= count) rows[i] = {};", "",
+        "pointwise"),
+    Bug("the same eight rows turned twice", OUTER, "words[i][1] = transpose(high.words[i]);",
+        "words[i][1] = transpose(low.words[i]);", "pointwise"),
+    Bug("SE sums of half of the lanes", PROJECT, "bit = 4; bit < 32", "bit = 8; bit < 32",
+        "pointwise"),
+    Bug("a slope missing from an SE sum", PROJECT, "sums[2][ch] = fmaf(h, xhat",
+        "sums[2][ch] = fmaf(d, xhat", "pointwise"),
+    Bug("a weight gradient without the gate", PROJECT, "u[e] *= gate[ch];", "", "pointwise"),
+    Bug("stochastic depth left out", "cuda/operand.cuh", "bn_input_grad(drop * g[e]",
+        "bn_input_grad(g[e]", "pointwise"),
+]  # fmt: skip
+
 SQUEEZE_EXCITE = [
     Bug("wrong shuffle distance", SE, "int distance = lanes / 2;", "int distance = lanes / 4;",
         "squeeze_excite"),
@@ -149,4 +184,4 @@ BATCH_NORM = [
         "p != nullptr ? p[c + e]", "batch_norm", True),
 ]  # fmt: skip
 
-BUGS = [*DEPTHWISE, *DEPTHWISE_BWD, *SQUEEZE_EXCITE, *BATCH_NORM]
+BUGS = [*DEPTHWISE, *DEPTHWISE_BWD, *POINTWISE, *SQUEEZE_EXCITE, *BATCH_NORM]

@@ -28,7 +28,7 @@ def checks(orders: int) -> dict[str, Callable[[ModuleType], None]]:
     """
     import torch
 
-    from tests.cases import DEPTHWISE
+    from tests.cases import DEPTHWISE, POINTWISE
     from tests.cuda_emu.backend import ORDERS, in_every_order
     from tests.cuda_emu.far_apart import check_far_apart
     from tests.ops import test_backward as backward
@@ -38,10 +38,12 @@ def checks(orders: int) -> dict[str, Callable[[ModuleType], None]]:
     cases = [c for c in DEPTHWISE if c.name in (*names, "mean>>std", "batch-0")]
     every = {"backend": "cuda"}
 
-    def all_of(*tests: partial[None]) -> Callable[[ModuleType], None]:
+    def all_of(
+        *tests: partial[None], dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32)
+    ) -> Callable[[ModuleType], None]:
         def run(native: ModuleType) -> None:
             for test in tests:
-                for dtype in (torch.bfloat16, torch.float32):
+                for dtype in dtypes:
                     bound = partial(test, dtype=dtype, **every)
                     in_every_order(native, bound, ORDERS[:orders])
 
@@ -49,6 +51,9 @@ def checks(orders: int) -> dict[str, Callable[[ModuleType], None]]:
 
     def on_cases(test: Callable[..., None], **arguments: object) -> list[partial[None]]:
         return [partial(test, case=c, **arguments) for c in cases]
+
+    products = {c.name: c for c in POINTWISE}
+    odd, mean = products["odd"], products["mean>>std"]
 
     # Several work items per image, so that there is a second stage.
     large = next(c for c in DEPTHWISE if c.name == "b0-stage1")
@@ -61,6 +66,20 @@ def checks(orders: int) -> dict[str, Callable[[ModuleType], None]]:
         "depthwise_bwd": all_of(
             *on_cases(backward.test_depthwise_bwd, prologue=True),
             *on_cases(backward.test_depthwise_bwd, prologue=False),
+        ),
+        "pointwise": all_of(
+            *(
+                partial(test, case=case)
+                for case in (odd, mean)
+                for test in (
+                    forward.test_pointwise_training,
+                    backward.test_pointwise_bwd_project,
+                    backward.test_pointwise_bwd_expand,
+                )
+            ),
+            partial(forward.test_pointwise_inference, case=odd, variant="expand"),
+            partial(forward.test_pointwise_inference, case=odd, variant="project"),
+            dtypes=(torch.bfloat16,),
         ),
         "squeeze_excite": all_of(
             *on_cases(forward.test_se_pool_and_gate),

@@ -14,6 +14,7 @@ LAYERS = (
     ("modules",),
     ("architecture", "weights", "checkpoints", "preprocess", "profile"),
     ("models",),
+    ("graph_engine",),
     ("engine",),
     ("",),
     ("stock", "cli"),

@@ -14,7 +14,7 @@ from tests.cuda_emu.probe import Prober
 reason = build.why_not()
 pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
 
-CHECKS = ("depthwise", "depthwise_bwd", "squeeze_excite", "batch_norm", "far_apart")
+CHECKS = ("depthwise", "depthwise_bwd", "pointwise", "squeeze_excite", "batch_norm", "far_apart")
 WORKERS = 2
 Verdicts = dict[tuple[str, bool, str], Future[str]]
 
