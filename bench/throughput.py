@@ -128,7 +128,7 @@ def large_batch(name: str, device: torch.device, training: bool) -> int:
 
 def providers_here(name: str, cuda: bool) -> list[str]:
     """All that may compute ``name``; of this library on a GPU what "auto" takes, as a graph too."""
-    ours = ["auto", f"auto{GRAPH}"] if cuda else ["engine", "reference"]
+    ours = ["engine", "auto", f"auto{GRAPH}"] if cuda else ["engine", "reference"]
     theirs = [label for label in PROVIDERS if label not in (*OURS, "compile-default")]
     if cuda:
         theirs.insert(2, f"eager-channels-last{GRAPH}")

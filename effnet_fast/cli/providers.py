@@ -108,8 +108,8 @@ def why_not(label: str, name: str, x: Tensor, training: bool = False) -> str | N
     if training and label in ("engine", *runtimes.PACKAGES):
         return "computes no gradients"
     if label == "engine":
-        if x.is_cuda or x.dtype != torch.float32:
-            return f"computes on CPUs in float32; the images are {x.dtype} on {x.device.type}"
+        if not x.is_cuda and x.dtype != torch.float32:
+            return f"computes in float32 on CPUs; the images are {x.dtype}"
         return None
     if variant is not None and variant.lite:
         return "torchvision has no EfficientNet-Lite"

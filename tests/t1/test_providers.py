@@ -76,7 +76,7 @@ def test_16_bit_results_may_be_as_far_off_as_twice_stock(weights: dict[bool, Any
 
 REASONS = {
     "training in a runtime": ("engine", B0, torch.float32, True, "computes no gradients"),
-    "the engine in bf16": ("engine", B0, torch.bfloat16, False, "on CPUs in float32"),
+    "the engine in bf16": ("engine", B0, torch.bfloat16, False, "in float32 on CPUs"),
     "Lite in torchvision": ("eager-nchw", "efficientnet_lite0", torch.float32, False, "no Eff"),
     "a ResNet of ours": ("reference", "resnet50", torch.float32, False, "not a model of this"),
     "a ResNet of timm's": ("timm", "resnet50", torch.float32, False, "EfficientNets only"),
