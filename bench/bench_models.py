@@ -22,7 +22,7 @@ from bench.throughput import RESNETS, large_batch, providers_here
 DEFAULT = ("efficientnet_b0", "efficientnet_b1", "efficientnet_b4")
 LABELS = providers_here(DEFAULT[0], torch.cuda.is_available())
 #: Rounds, and seconds after which a contest makes do with fewer.
-ROUNDS, SECONDS = 20, 40.0
+ROUNDS, SECONDS = 20, 20.0
 
 
 def hold(

@@ -20,7 +20,7 @@ from bench.schedules import RESOLUTIONS
 from bench.throughput import providers_here
 
 #: Rounds, and seconds after which a contest makes do with fewer: a ResNet-152 takes 0.3 s.
-ROUNDS, SECONDS = 20, 60.0
+ROUNDS, SECONDS = 20, 40.0
 
 
 def labels(*names: str) -> list[str]:

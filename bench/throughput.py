@@ -1,10 +1,10 @@
 """Measure whole models into a record: ``python -m bench.throughput [MODEL ...]``.
 
-Stock PyTorch (torchvision; eager NCHW, eager channels_last, torch.compile) and this library's
-backends, at native resolution, in inference and in a training step, beside this machine's copy
-bandwidth and matrix rate. On a GPU in bf16, on a CPU in fp32. Providers take turns (A B C A B C),
-and a provider is timed only if its result is as near to fp32's as the error rule asks: at most
-twice stock eager's own distance. What does not fit in memory is recorded as such.
+Stock PyTorch, other runtimes and this library (effnet_fast.cli.providers names them), at native
+resolution, in inference and in a training step, beside this machine's copy bandwidth and arithmetic
+rate. On a GPU in bf16, on a CPU in fp32. Providers take turns (A B C A B C), and a provider is
+timed only if its result is as near to fp32's as the error rule asks: at most twice stock eager's
+own distance. What does not fit in memory is recorded as such.
 
 "compile" tunes the most that torch.compile can, which takes minutes a model; "compile-default"
 is torch.compile as it comes. With "+graph" behind a provider's name one step of it is captured as
@@ -148,6 +148,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, help="the large batch (default: what fits)")
     parser.add_argument("--resolution", type=int, help="default: native; ResNets 224")
     arguments = parser.parse_args(argv)
+    unknown = {p.removesuffix(GRAPH) for p in arguments.providers or ()} - PROVIDERS.keys()
+    if unknown:
+        parser.error(f"unknown provider {min(unknown)!r}; known: {', '.join(PROVIDERS)}")
     device = chosen_device(arguments.device)
     cuda = device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32

@@ -11,6 +11,7 @@ from bench import contest, fma, records, throughput
 from bench.records import Record, Writer, read
 from effnet_fast.cli.providers import Provider
 
+B0 = "efficientnet_b0"
 MS = {"p20": 1.0, "p50": 1.5, "p80": 2.0}
 GOOD = Record("model", "compile", "inference", "efficientnet_b0", [1, 3, 8, 8], "float32", MS,
               "passed")  # fmt: skip
@@ -84,6 +85,12 @@ def test_a_run_checks_before_it_times(tmp_path: Path, monkeypatch: pytest.Monkey
     lines = [line for file in (tmp_path / "bad").iterdir() for line in read(file)]
     for line in lines:
         assert (line["ms"] is None) == (line["backend"] == "reference"), line["gate"]
+
+
+def test_an_unknown_provider_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        throughput.main([B0, "--providers", "engine", "caffe+graph"])
+    assert "unknown provider 'caffe'; known: eager-nchw, " in capsys.readouterr().err
 
 
 def test_files_from_before_a_field_was_thought_of_are_read(tmp_path: Path) -> None:
