@@ -7,9 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 from pytest_benchmark.stats import Stats
+from torch import Tensor
 
 from bench.arena import Replay
+from bench.kernels import Call, Layers
+from bench.op_contest import hold
 from bench.records import read
 from bench.throughput import RESNETS
 
@@ -81,6 +86,27 @@ def test_a_contest_is_recorded_and_reported_as_it_was_taken(tmp_path: Path) -> N
         assert benchmark["extra_info"]["gate"] == "passed"
     assert f"written: {path}" in said
     assert "| depthwise, inference | eager | 1 |" in said
+
+
+class Off(Call):
+    """A call whose backend "off" gives 0.1 % too much."""
+
+    def __call__(self, label: str) -> list[Tensor]:
+        found = super().__call__("reference" if label == "off" else label)
+        return [1.001 * t for t in found] if label == "off" else found
+
+
+@pytest.mark.parametrize("mode", ["inference", "training", "backward"])
+def test_an_op_that_is_wrong_by_fp64_is_not_timed(mode: str) -> None:
+    made = Layers(1, torch.float32, torch.device("cpu"))
+    call = next(call for call in made.depthwise(3, 2, 8, 8) if call.mode == mode)
+    off = Off(call.op, call.mode, call.case, call.args, call.peers)
+    found = {label: entry.record for label, entry in hold(off, ["reference", "off"]).items()}
+    assert found["reference"] is not None
+    assert found["reference"].gate == "passed"
+    assert found["off"] is not None
+    assert found["off"].gate.startswith("off by 1.0e-03")
+    assert found["off"].ms is None
 
 
 def test_the_clock_shows_the_samples_and_nothing_between() -> None:
