@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,48 +37,55 @@ STYLE = {
 }  # fmt: skip
 
 
-def draw(lines: list[Line], folder: Path) -> Iterator[Path]:
-    """Every picture that the records have something for, by machine; yields the files."""
+def draw(
+    lines: list[Line], folder: Path, suffixes: Sequence[str] = (".png", ".svg"),
+    only: tuple[str, ...] = ("",),
+) -> Iterator[Path]:  # fmt: skip
+    """Every picture whose name ends in one of ``only``, into ``folder``; yields the files."""
     folder.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(STYLE):
+        for name, make in _figures(lines):
+            if not name.endswith(only):
+                continue
+            figure = make()
+            for suffix in suffixes:
+                file = folder / (name + suffix)
+                metadata = {"Date": None} if suffix == ".svg" else None
+                figure.savefig(file, dpi=130, metadata=metadata)
+                yield file
+
+
+def _figures(lines: list[Line]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The names of all that the records have something for, by machine, and how to draw it."""
     for whose in sorted({machine(line) for line in lines}):
+        device, prefix = whose[0], slug(whose[0])
         own = [line for line in lines if machine(line) == whose]
-        prefix = slug(whose[0])
         found = [[line for line in contest if line["ms"]] for contest in contests(own)]
-        found = [contest for contest in found if contest]
+        found = sorted(filter(None, found), key=lambda contest: str(contest[0]["case"]))
         modes: dict[str, list[Contest]] = {}
         for contest in found:
             n, mode = contest[0]["shape"][0], contest[0]["mode"].replace(" ", "-")
             if mode != "latency":
                 kind = f"{mode}-{'batch-1' if n == 1 else 'large-batch'}"
                 modes.setdefault(kind, []).append(contest)
-        with mpl.rc_context(STYLE):
-            for kind, group in sorted(modes.items()):
-                name = f"{prefix}-{kind}"
-                group.sort(key=lambda contest: str(contest[0]["case"]))
-                yield from _save(_throughput(group, whose[0], kind), folder / f"{name}-throughput")
-                if any(best_of_ours(contest) for contest in group):
-                    yield from _save(_speedup(group, whose[0], kind), folder / f"{name}-speedup")
-            for slow, fast, several in DUELS:
-                if pair := duel(found, slow, fast, several):
-                    name = f"{prefix}-{slow}-{fast.removeprefix('efficientnet_')}"
-                    yield from _save(_versus(pair, several, whose[0]), folder / name)
-            if found:
-                yield from _save(_roofline(found, own, whose[0]), folder / f"{prefix}-roofline")
-            ops = [line for line in own if line["op"] != "model" and line["mode"] != "ceiling"]
-            for mode in sorted({line["mode"] for line in ops if line["ms"]}):
-                chosen = [
-                    line | {"roof": roof(line, ceilings(own, line["file"]))}
-                    for line in ops
-                    if line["mode"] == mode and line["ms"]
-                ]
-                yield from _save(_layers(chosen, whose[0], mode), folder / f"{prefix}-ops-{mode}")
-
-
-def _save(figure: Any, path: Path) -> Iterator[Path]:
-    for suffix in (".png", ".svg"):
-        file = path.with_name(path.name + suffix)
-        figure.savefig(file, dpi=130, metadata={"Date": None} if suffix == ".svg" else None)
-        yield file
+        for kind, group in sorted(modes.items()):
+            yield f"{prefix}-{kind}-throughput", partial(_throughput, group, device, kind)
+            if any(best_of_ours(contest) for contest in group):
+                yield f"{prefix}-{kind}-speedup", partial(_speedup, group, device, kind)
+        for slow, fast, several in DUELS:
+            if pair := duel(found, slow, fast, several):
+                name = f"{prefix}-{slow}-{fast.removeprefix('efficientnet_')}"
+                yield name, partial(_versus, pair, several, device)
+        if found:
+            yield f"{prefix}-roofline", partial(_roofline, found, own, device)
+        ops = [line for line in own if line["op"] != "model" and line["mode"] != "ceiling"]
+        for mode in sorted({line["mode"] for line in ops if line["ms"]}):
+            chosen = [
+                line | {"roof": roof(line, ceilings(own, line["file"]))}
+                for line in ops
+                if line["mode"] == mode and line["ms"]
+            ]
+            yield f"{prefix}-ops-{mode}", partial(_layers, chosen, device, mode)
 
 
 def _colours(labels: Sequence[str], mine: set[str]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def _versus(head: str, contest: Contest, slow: str, fast: str, single: bool) -> 
     return f"{head}\n\n{table(rows, ['', slow, short, f'{short} is faster by'])}"
 
 
-def write(lines: list[Line], readme: Path = README) -> None:
+def write(lines: list[Line], readme: Path) -> None:
     """Put the section between the markers of ``readme``."""
     text = readme.read_text()
     before, _, rest = text.partition(BEGIN)

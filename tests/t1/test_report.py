@@ -184,6 +184,21 @@ def test_readme_is_what_the_generator_gives(tmp_path: Path) -> None:
     assert copy.read_text() == readme.README.read_text(), "run python -m bench.report --readme"
 
 
+def test_one_command_writes_the_section_and_its_pictures(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    file = tmp_path / "README.md"
+    file.write_text(f"{readme.BEGIN}\n{readme.END}\n")
+    monkeypatch.setattr(readme, "README", file)
+    monkeypatch.setattr(readme, "PICTURES", tmp_path / "pictures")
+    monkeypatch.setattr(report, "RESULTS", path.parent)
+    assert report.main(["--readme"]) == 0
+    names = [drawn.name for drawn in (tmp_path / "pictures").iterdir()]
+    assert names == ["a-cpu-inference-batch-1-speedup.png"]
+    assert f"(pictures/{names[0]})" in file.read_text()
+
+
 def test_the_section_is_written_between_the_markers(tmp_path: Path, path: Path) -> None:
     file = tmp_path / "README.md"
     file.write_text(f"before\n{readme.BEGIN}\nstale\n{readme.END}\nafter\n")
