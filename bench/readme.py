@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.analysis import Contest, Line, ceilings, contests, duel, machine, ms, ours
 from bench.records import slug
-from bench.tables import op_table, rates, table
+from bench.tables import op_table, rates, table, three
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 PICTURES = Path(__file__).with_name("results") / "pictures"
@@ -88,7 +88,7 @@ def _cell(contest: Contest, label: str, single: bool) -> str:
     if line["ms"] is None:
         return "-"
     value = ms(line) if single else 1e3 * line["shape"][0] / ms(line)
-    text = f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    text = three(value)
     fastest = min((other for other in contest if other["ms"]), key=ms)
     return f"**{text}**" if line is fastest else text
 
@@ -99,8 +99,9 @@ def _versus(head: str, contest: Contest, slow: str, fast: str, single: bool) -> 
     for label in dict.fromkeys(line["backend"] for line in contest):
         own = [line for line in contest if line["backend"] == label and line["ms"]]
         each = {line["case"]: ms(line) / line["shape"][0] for line in own}
-        shown = [f"{each[x] if single else 1e3 / each[x]:.3g}" if x in each else ""
-                 for x in (slow, fast)]  # fmt: skip
+        shown = [
+            three(each[x] if single else 1e3 / each[x]) if x in each else "" for x in (slow, fast)
+        ]
         ratio = f"{each[slow] / each[fast]:.1f}x" if {slow, fast} <= each.keys() else ""
         name = f"ours, {label}" if any(map(ours, own)) else label
         rows.append([name, *shown, ratio])

@@ -87,13 +87,18 @@ def contest_table(contest: Contest, limits: dict[str, float]) -> str:
         bound = roof(line, limits)
         rows.append([
             f"**{name}**" if ours(line) else name,
-            f"{ms(line):.3g}", f"{line['ms']['p20']:.3g}-{line['ms']['p80']:.3g}",
+            three(ms(line)), f"{three(line['ms']['p20'])}-{three(line['ms']['p80'])}",
             f"{1e3 * line['shape'][0] / ms(line):.1f}", speedup(line, best),
             "" if bound is None else f"{100 * bound / ms(line):.0f}",
             *(mb(line[field]) for field in ("peak_memory", "bytes", "saved")),
             "" if line["launches"] is None else str(line["launches"]),
         ])  # fmt: skip
     return f"### {title(contest[0])}\n\n{table(rows, COLUMNS)}"
+
+
+def three(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def mb(value: int | None) -> str:
@@ -119,7 +124,7 @@ def op_table(lines: list[Line], limits: dict[str, float]) -> str:
         shares = sorted(100 * (roof(line, limits) or 0.0) / ms(line) for line in good)
         wrong = "" if len(good) == len(own) else f"{len(own) - len(good)} not timed"
         rows.append([
-            f"{op}, {mode}", backend, str(len(own)), f"{sum(map(ms, good)):.3g}",
+            f"{op}, {mode}", backend, str(len(own)), three(sum(map(ms, good))),
             f"{shares[0]:.0f}-{shares[-1]:.0f}" if shares else "", wrong,
         ])  # fmt: skip
     columns = ("op", "backend", "layers", "ms, all layers", "% of roof", "")
@@ -151,7 +156,7 @@ def comparison(before: list[Line], after: list[Line]) -> str:
         verdict = "within the noise"
         if beyond_noise(line, old):
             verdict = f"**{'slower' if ratio > 1 else 'faster'}, {ratio:.2f}x the time**"
-        rows.append([*what, f"{ms(old):.3g}", f"{ms(line):.3g}", verdict])
+        rows.append([*what, three(ms(old)), three(ms(line)), verdict])
     known = {identity(line) for line in after}
     left = len(after) - len(rows), sum(key not in known for key in was)
     notes.append(f"- measured in one of them alone: {left[1]} before, {left[0]} after")
