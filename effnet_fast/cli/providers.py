@@ -49,6 +49,10 @@ OURS = ("engine", "auto", *BACKENDS)
 #: images that they come from at most.
 _CALIBRATION_VALUES, _CALIBRATION_IMAGES = 64, 8
 
+#: The last batch norm of a ResNet's branches, small as training makes it. With 1, ResNet-152's
+#: fp32 errors are 4e-4 of the largest logit, whoever computes it; so they are 3e-6 (224 x 224).
+_RESNET_BRANCH = 0.2
+
 State = Mapping[str, Tensor]
 
 
@@ -186,6 +190,9 @@ def calibrated_state(name: str, x: Tensor) -> State:
         model = stock(name)
     except (ImportError, LookupError):
         model = create_model(name, backend="reference")
+    for m in model.modules():
+        if isinstance(last := getattr(m, "bn3", None), nn.BatchNorm2d):
+            nn.init.constant_(last.weight, _RESNET_BRANCH)
     smallest = math.ceil(x.shape[2] / 32) * math.ceil(x.shape[3] / 32)
     images = x[:_CALIBRATION_IMAGES].float()
     more = max(0, math.ceil(_CALIBRATION_VALUES / smallest) - images.shape[0])
@@ -211,13 +218,13 @@ def expected(name: str, state: State, x: Tensor, training: bool = False) -> tupl
 def bar(name: str, state: State, x: Tensor, truth: Tensor, training: bool = False) -> float:
     """The largest :func:`difference` from ``truth`` that passes.
 
-    Twice stock eager's own in that type, channels_last, and one unit of it; in fp32 at least
-    :data:`BAR`. Deep networks of random weights, and batch norm over few values, enlarge rounding
-    errors for everyone: in fp32 the two layouts of stock ResNet-152 may differ by 5e-4.
+    In 16 bits twice stock eager's own, channels_last, and one unit of the type. In fp32 the truth
+    itself is as far from the exact result as stock is: three times, and at least :data:`BAR`, which
+    only batch norm over a few values exceeds.
     """
     own = build("eager-channels-last", name, state, x, training).result(x)
-    twice = 2 * difference(own, truth) + torch.finfo(x.dtype).eps
-    return max(BAR, twice) if x.dtype == torch.float32 else twice
+    off, unit = difference(own, truth), torch.finfo(x.dtype).eps
+    return max(BAR, 3 * off) if x.dtype == torch.float32 else 2 * off + unit
 
 
 @contextmanager
