@@ -3,10 +3,12 @@
 Every distinct block of the models, op by op: inference, training forward and backward, by every
 backend of this library that the machine has, and depthwise ops by PyTorch too (:mod:`bench.peers`).
 Each result is checked against fp32's before it is timed, on a GPU as the replay of a CUDA graph;
-the cache is flushed before each call, and the bytes that an op's tensors hold are held against the
-copy bandwidth measured in the same run. First come the two layers that a depthwise kernel has to do
-at 80 % of it: 112 x 112 x 96 and 56 x 56 x 144, forward, nothing fused. A depthwise "backward" is
-timed beside cuDNN's two gradients alone, "plain" beside its convolution.
+the cache is flushed before each call, by a read, for a write would leave it full of lines for the
+timed call to write back. The bytes that an op's tensors hold are held against the copy bandwidth
+measured in the same run, and a "plain" convolution is timed beside a copy of its input, whose bytes
+are its own at stride 1 and whose launch costs the same. First come the two layers that a depthwise
+kernel has to do at 80 % of it: 112 x 112 x 96 and 56 x 56 x 144, forward, nothing fused. Beside a
+depthwise "backward" stand cuDNN's two gradients alone, beside "plain" its convolution.
 """
 
 from __future__ import annotations
@@ -33,12 +35,12 @@ from effnet_fast.limits import tensors
 from effnet_fast.ops import library
 from effnet_fast.ops.checks import resolve_padding
 
-#: Bytes written before each timed call: more than the L2 of any GPU (H200: 60 MB).
+#: Bytes read before each timed call: more than the L2 of any GPU (H200: 60 MB).
 FLUSH = 256 * 2**20
 PLAIN = ((3, 96, 112), (5, 144, 56), (3, 144, 56))
 #: What there is to compare on a GPU, where the reference's many operators would only take time.
 GPU = ("cuda", "triton")
-PEERS = ("cudnn", "cudnn-nchw", "eager", "compile")
+PEERS = ("copy", "cudnn", "cudnn-nchw", "eager", "compile")
 
 
 Peers = dict[str, tuple[peers.Function, tuple[Any, ...]]]
@@ -102,7 +104,7 @@ class Layers:
         head, stock = (x, w, stride, pads), (x, w, stride, kernel // 2)
         yield Call(
             "depthwise", "plain", case, (*head, None, "identity", [], 0.0, "identity", "none"),
-            cudnn(peers.convolution, stock),
+            {"copy": (peers.copy, (x,)), **cudnn(peers.convolution, stock)},
         )  # fmt: skip
         bn = self.batch_norm(c)
         yield Call(
@@ -215,10 +217,10 @@ def measure(call: Call, labels: list[str], repeats: int, writer: Writer, tb_per_
         gates[label] = "passed" if found <= bar else f"off by {found:.1e}, bar {bar:.1e}"
     moved = sum(t.numel() * t.element_size() for t in (*tensors(call.args), *call("reference")))
     times: dict[str, list[float]] = {label: [] for label in labels if gates[label] == "passed"}
-    flush = torch.empty(FLUSH if cuda else 0, dtype=torch.uint8, device=x.device)
+    flush = torch.ones(FLUSH // 4 if cuda else 0, device=x.device)
     for _ in range(repeats + 1):
         for label, own in times.items():
-            flush.zero_()
+            flush.sum()
             own.append(milliseconds(steps[label], cuda))
     for label in labels:
         ms = percentiles(times[label][1:]) if label in times else None
@@ -243,13 +245,13 @@ def main(argv: list[str] | None = None) -> int:
         "--backends", nargs="+", help=f"default: what this machine has, {', '.join(PEERS)}"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:i")
-    parser.add_argument("--batch-size", type=int, help="default: 128, on a CPU 1")
+    parser.add_argument("--batch-size", type=int, help="default: 256, on a CPU 1")
     parser.add_argument("--repeats", type=int, default=20, help="timed rounds (default 20)")
     arguments = parser.parse_args(argv)
     device = chosen_device(arguments.device)
     cuda = device.type == "cuda"
     layers = Layers(
-        arguments.batch_size or (128 if cuda else 1),
+        arguments.batch_size or (256 if cuda else 1),
         torch.bfloat16 if cuda else torch.float32,
         device,
     )

@@ -60,8 +60,12 @@ class Case:
         return self.name
 
     def fits_cuda(self) -> bool:
-        """Whether csrc/cuda has a kernel for it, or needs none: kernel 1 is a matrix product."""
-        return self.kernel in (1, *CUDA_KERNELS) and self.stride in CUDA_STRIDES
+        """Whether "cuda" has a kernel for it, or needs none: kernel 1 is a matrix product.
+
+        Of one channel of a product that is rounded before its moments are taken, as those of
+        ops/on_cuda/products.py are, the error is a lottery.
+        """
+        return self.kernel in (1, *CUDA_KERNELS) and self.stride in CUDA_STRIDES and self.k != 1
 
 
 DEPTHWISE = [

@@ -70,14 +70,9 @@ struct Row8 {
     uint32_t words[4];
 };
 
-template <class T>
-__device__ __forceinline__ Row8 load_row8(const T* p, bool inside) {
-    Row8 row = {};
-    if (inside) {
-        const uint4 v = *reinterpret_cast<const uint4*>(p);
-        row.words[0] = v.x, row.words[1] = v.y, row.words[2] = v.z, row.words[3] = v.w;
-    }
-    return row;
+__device__ __forceinline__ Row8 load_row8(const void* p) {
+    const uint4 v = *static_cast<const uint4*>(p);
+    return {{v.x, v.y, v.z, v.w}};
 }
 
 template <class T>
@@ -133,7 +128,7 @@ __device__ __forceinline__ void copy_weights(const T* weight, int outputs, int c
             const int row = i / vectors, channel = (i - row * vectors) * kVector<T>;
             const bool inside = channel < channels && first + row < outputs;
             const T* const from = weight + int64_t(first + row) * channels + channel;
-            const Row8 v = load_row8(inside ? from : weight, inside);
+            const Row8 v = inside ? load_row8(from) : Row8{};
             store_row8(reinterpret_cast<T*>(shared + row * pitch) + channel, v);
         }
     }

@@ -1,8 +1,13 @@
 // The operands of a product's gradients and of the product itself, as rows of fragments (mma.cuh):
 // loaded 16 bytes a lane, changed in registers, rounded to T.
+//
+// Loads run ahead through a ring of shared memory that is each lane's own: it copies into its slot
+// what it will read from there, so that a wait for its own copies is all it waits for, and what is
+// under way takes no registers.
 #pragma once
 
 #include "cuda/activation.cuh"
+#include "cuda/async_copy.cuh"
 #include "cuda/gradient.cuh"
 #include "cuda/mma.cuh"
 
@@ -27,11 +32,26 @@ struct Operand {
     const float* drop_scale;
 };
 
-// One chunk of a tile's rows as loaded: 2 rows per lane and step.
+constexpr int kPieceBytes = 32 * kVectorBytes;  // 16 bytes of every lane of a warp
+
+// One chunk of a tile's rows: 2 rows per lane and step.
 template <Prologue kPrologue, int kSteps>
 struct ChunkRows {
+    static constexpr int kMaps = kPrologue == Prologue::kGradient ? 2 : 1;
+    static constexpr int kBytes = 2 * kSteps * kMaps * kPieceBytes;  // in a warp's ring
     Row8 x[kSteps][2];
-    Row8 g[kPrologue == Prologue::kGradient ? kSteps : 1][2];
+    Row8 g[kMaps == 2 ? kSteps : 1][2];
+
+    // What TileRows::copy has brought to `slot`.
+    __device__ __forceinline__ void read(const unsigned char* slot) {
+#pragma unroll
+        for (int i = 0; i < 2 * kSteps; i++) {
+            x[i / 2][i % 2] = load_row8(slot + i * kPieceBytes);
+            if constexpr (kMaps == 2) {
+                g[i / 2][i % 2] = load_row8(slot + (2 * kSteps + i) * kPieceBytes);
+            }
+        }
+    }
 };
 
 template <class T>
@@ -43,6 +63,26 @@ __device__ __forceinline__ void widen_four(const uint32_t* words, float (&v)[4])
         v[2 * i] = pair[0], v[2 * i + 1] = pair[1];
     }
 }
+
+// A warp's slots, taken in turn: this lane's place in the next to copy to and to read from.
+template <int kStages, int kSlotBytes>
+struct Ring {
+    static constexpr int kBytes = kStages * kSlotBytes;
+    unsigned char* own;
+    int in = 0, out = 0;
+
+    __device__ __forceinline__ Ring(unsigned char* shared, int warp)
+        : own(shared + warp * kBytes + threadIdx.x % 32 * kVectorBytes) {}
+    __device__ __forceinline__ unsigned char* to_copy() { return own + turn(in); }
+    __device__ __forceinline__ const unsigned char* to_read() { return own + turn(out); }
+
+  private:
+    __device__ __forceinline__ static int turn(int& at) {
+        const int before = at;
+        at = at == (kStages - 1) * kSlotBytes ? 0 : at + kSlotBytes;
+        return before;
+    }
+};
 
 // How many of a lane's rows, 8 apart, are among the next `count`.
 __device__ __forceinline__ int clamp_rows(int count, int most) {
@@ -69,17 +109,19 @@ struct TileRows {
         }
     }
 
+    // Starts the copies of a chunk to this lane's place in a slot; zeros for what does not exist.
     template <int kSteps>
-    __device__ __forceinline__ void load(const Operand& p, int chunk, int t,
-                                         ChunkRows<kPrologue, kSteps>& to) const {
+    __device__ __forceinline__ void copy(const Operand& p, int chunk, int t,
+                                         unsigned char* slot) const {
         const int channel = kChunk * chunk;
         const bool exists = channel + kLaneChannels * t < p.channels;
 #pragma unroll
         for (int i = 0; i < 2 * kSteps; i++) {
             const bool inside = exists && 8 * i < count;
-            to.x[i / 2][i % 2] = load_row8(x + 8 * i * p.x_step + channel, inside);
+            copy_async<kVectorBytes>(slot + i * kPieceBytes, x + 8 * i * p.x_step + channel, inside);
             if constexpr (kPrologue == Prologue::kGradient) {
-                to.g[i / 2][i % 2] = load_row8(g + 8 * i * int64_t(p.channels) + channel, inside);
+                copy_async<kVectorBytes>(slot + (2 * kSteps + i) * kPieceBytes,
+                                         g + 8 * i * int64_t(p.channels) + channel, inside);
             }
         }
     }

@@ -13,10 +13,11 @@ namespace effnet_fast {
 struct Turned {
     uint32_t words[4][2];
 
-    __device__ __forceinline__ Turned(const Row8& low, const Row8& high) {
+    __device__ __forceinline__ void turn(const Row8 (&rows)[2]) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            words[i][0] = transpose(low.words[i]), words[i][1] = transpose(high.words[i]);
+#pragma unroll
+            for (int half = 0; half < 2; half++) words[i][half] = transpose(rows[half].words[i]);
         }
     }
 };
@@ -38,25 +39,42 @@ struct WeightSums {
         }
     }
 
-    // To dw [outputs, channels], from output k0 and channel c0 on.
+    // To dw [outputs, channels] in memory, from output k0 and channel c0 on.
     __device__ __forceinline__ void store(float* dw, int outputs, int channels, int k0, int c0,
                                           const Lane& lane) const {
         const int c = c0 + kLaneChannels * lane.t;
         if (c >= channels) return;
 #pragma unroll
-        for (int u = 0; u < 2; u++) {
+        for (int row = 0; row < 4; row++) {
+            const int k = k0 + channel_of(lane.g, row);
+            if (k >= outputs) continue;
+            float v[kLaneChannels];
 #pragma unroll
-            for (int odd = 0; odd < 2; odd++) {
-                const int k = k0 + channel_of(lane.g, 2 * u + odd);
-                if (k >= outputs) continue;
-                float v[kLaneChannels];
+            for (int e = 0; e < kLaneChannels; e++) v[e] = sum(row, e);
+            float* const to = dw + int64_t(k) * channels + c;
+            store_some(to, {v[0], v[1], v[2], v[3]});
+            store_some(to + 4, {v[4], v[5], v[6], v[7]});
+        }
+    }
+
+    // To [32][columns] in shared memory, from column c0 on, or added to what is there.
+    __device__ __forceinline__ void to_shared(float* to, int columns, int c0, bool add,
+                                              const Lane& lane) const {
 #pragma unroll
-                for (int e = 0; e < kLaneChannels; e++) v[e] = sums[u][e / 2][2 * odd + e % 2];
-                float* const to = dw + int64_t(k) * channels + c;
-                store_some(to, {v[0], v[1], v[2], v[3]});
-                store_some(to + 4, {v[4], v[5], v[6], v[7]});
+        for (int row = 0; row < 4; row++) {
+            float* const own =
+                to + channel_of(lane.g, row) * columns + c0 + kLaneChannels * lane.t;
+#pragma unroll
+            for (int e = 0; e < kLaneChannels; e++) {
+                own[e] = add ? own[e] + sum(row, e) : sum(row, e);
             }
         }
+    }
+
+  private:
+    // Of dy's word `row` and channel e of the lane's eight.
+    __device__ __forceinline__ float sum(int row, int e) const {
+        return sums[row / 2][e / 2][2 * (row % 2) + e % 2];
     }
 };
 

@@ -1,11 +1,11 @@
 // y = epilogue(prologue(x) w^T): a 1x1 convolution forward, or the input gradient of one.
 //
-// A block holds its outputs' weights in shared memory and nothing else passes through there. Each
-// warp takes tiles of 16 kSteps rows (pixels) by 32 kGroups outputs, and goes through the contracted
-// channels in chunks of 32, the next one's loads under way while one is multiplied, across tiles
-// too. Lanes keep their channels from load to store (mma.cuh). Where there is one group or two, warps
-// of a block differ in their rows; else neighbouring warps take the same rows and other outputs,
-// and the loads of all but the first come from L1.
+// A block holds its outputs' weights in shared memory. Each warp takes tiles of 16 kSteps rows
+// (pixels) by 32 kGroups outputs, and goes through the contracted channels in chunks of 32, the next
+// ones' copies under way while one is multiplied, across tiles too (operand.cuh). Lanes keep their
+// channels from load to store (mma.cuh). Where there is one group or two, warps of a block differ in
+// their rows; else neighbouring warps take the same rows and other outputs. A block's tiles are
+// neighbours, so that what goes with an image stays in L1.
 #pragma once
 
 #include <algorithm>
@@ -20,6 +20,7 @@ namespace effnet_fast {
 template <Prologue kPrologue, bool kStats>
 constexpr int kPointwiseWarps = kStats || kPrologue == Prologue::kGradient ? 6 : 8;
 constexpr int kPointwiseResident = 2;
+constexpr int kPointwiseStages = 4;  // of a ring: three chunks of a warp are under way
 
 struct PointwiseParams {
     Operand in;
@@ -37,6 +38,7 @@ struct PointwiseParams {
     int columns;                  // per block, padded
     int column_warps, row_warps;  // of a block: those that share rows, those that share columns
     int column_blocks, parts;
+    int64_t part_tiles;  // per part
 };
 
 // Mean and squares about it of a lane's outputs, by Chan's formula.
@@ -157,30 +159,35 @@ __global__ void __launch_bounds__(32 * kPointwiseWarps<kPrologue, kStats>, kPoin
     const unsigned char* const weights =
         shared + (column - kLaneChannels * lane.t) * pitch + kLaneChannels * lane.t * int(sizeof(T));
     const int chunks = ceil_div(p.in.channels, kChunk);
-    const int64_t stride = int64_t(p.parts) * p.row_warps;
-    int64_t tile = int64_t(part) * p.row_warps + row_warp;
     LaneMoments<kStats ? kGroups : 1> moments;
+    const int64_t end = min((part + 1) * p.part_tiles, p.tiles);
+    int64_t tile = part * p.part_tiles + row_warp, ahead_tile = tile;
     TileRows<T, kPrologue> rows, ahead;
-    ChunkRows<kPrologue, kSteps> next;
+    Ring<kPointwiseStages, ChunkRows<kPrologue, kSteps>::kBytes> ring(
+        reinterpret_cast<unsigned char*>(out_shift + p.columns), warp);
+    int ahead_chunk = 0;
     const auto place = [&](TileRows<T, kPrologue>& to, int64_t at) {
         const int group = int(at / p.tiles_per_group);
         to.place(p.in, group, p.rows, (at - group * p.tiles_per_group) * kTileRows, kTileRows, lane);
     };
-    if (tile < p.tiles) {
-        place(ahead, tile);
-        ahead.load(p.in, 0, lane.t, next);
-    }
-    for (; tile < p.tiles; tile += stride) {
-        rows = ahead;
-        if (tile + stride < p.tiles) place(ahead, tile + stride);
+    const auto copy_next = [&] {
+        if (ahead_tile < end) {
+            if (ahead_chunk == 0) place(ahead, ahead_tile);
+            ahead.template copy<kSteps>(p.in, ahead_chunk, lane.t, ring.to_copy());
+            if (++ahead_chunk == chunks) ahead_chunk = 0, ahead_tile += p.row_warps;
+        }
+        commit_async();
+    };
+#pragma unroll
+    for (int stage = 0; stage < kPointwiseStages - 1; stage++) copy_next();
+    for (; tile < end; tile += p.row_warps) {
+        place(rows, tile);
         float acc[kSteps][kGroups][kTiles][4] = {};
         for (int chunk = 0; chunk < chunks; chunk++) {
-            ChunkRows<kPrologue, kSteps> own = next;
-            if (chunk + 1 < chunks) {
-                rows.load(p.in, chunk + 1, lane.t, next);
-            } else if (tile + stride < p.tiles) {
-                ahead.load(p.in, 0, lane.t, next);
-            }
+            wait_async<kPointwiseStages - 2>();
+            ChunkRows<kPrologue, kSteps> own;
+            own.read(ring.to_read());
+            copy_next();
             apply_prologue<T>(p.in, rows.group, chunk, lane.t, own);
             const unsigned char* const of_chunk = weights + chunk * kChunk * int(sizeof(T));
 #pragma unroll
@@ -227,7 +234,7 @@ __global__ void __launch_bounds__(32 * kPointwiseWarps<kPrologue, kStats>, kPoin
                 if (!kStats && p.residual != nullptr) {
                     float r[kLaneChannels];
                     const T* const from = static_cast<const T*>(p.residual);
-                    widen<T>(load_row8(from + row * p.residual_step + k, true), r);
+                    widen<T>(load_row8(from + row * p.residual_step + k), r);
 #pragma unroll
                     for (int e = 0; e < kLaneChannels; e++) v[e] += r[e];
                 }
@@ -247,39 +254,53 @@ constexpr int kStepsOfOne = kPrologue == Prologue::kGradient ? 1 : 2;
 
 // How the work is cut; the same for <op>_workspace and <op>.
 struct PointwisePlan {
-    int kind;  // 1: one group of 32 outputs per warp and 32 rows (gradients: 16); 2: two and 16
+    int groups, steps;  // of the kernel
     int threads;
     size_t shared;
 };
 
-// Fills what p's sizes imply, tiles not crossing the groups of p.rows. False: the weights of 32
-// outputs are more than shared memory holds.
+// Fills what p's sizes imply, tiles not crossing the groups of p.rows; there are rows. False: the
+// weights of 32 outputs are more than shared memory holds.
 template <Prologue kPrologue, bool kStats>
 bool plan_pointwise(PointwiseParams& p, int64_t groups, PointwisePlan* plan) {
     constexpr int most = kPointwiseWarps<kPrologue, kStats>;
-    const int all = ceil_div(p.outputs, kChunk), pitch = weight_pitch(p.in.channels);
-    const int row_bytes = pitch + 2 * int(sizeof(float));
-    plan->kind = all == 2 && 2 * kChunk * row_bytes <= kMaxSharedBytes ? 2 : 1;
-    const int fit = kMaxSharedBytes / (kChunk * row_bytes);
-    if (fit == 0) return false;
-    p.column_warps = plan->kind == 2 ? 1 : std::min({all, most, fit});
-    p.column_blocks = ceil_div(all, p.column_warps * plan->kind);
-    p.column_warps = ceil_div(all, p.column_blocks * plan->kind);
-    p.columns = p.column_warps * plan->kind * kChunk;
-    p.row_warps = most % p.column_warps == 0 ? most / p.column_warps : 1;
-    const int warps = p.column_warps * p.row_warps;
+    const int all = ceil_div(p.outputs, kChunk);
+    const int row_bytes = weight_pitch(p.in.channels) + 2 * int(sizeof(float));
+    // Two groups a warp halve the work on its operand; an odd number of groups leaves one idle.
+    const bool pairs = all > 1 && (all % 2 == 0 || p.in.channels > 3 * kChunk);
+    const auto fits = [&](int columns, int warps) {
+        const int ring = kPointwiseStages * ChunkRows<kPrologue, 1>::kBytes * plan->steps;
+        return columns * kChunk * row_bytes + warps * ring <= kMaxSharedBytes;
+    };
+    plan->groups = pairs ? 2 : 1, plan->steps = pairs ? 1 : kStepsOfOne<kPrologue>;
+    int warps = most;
+    if (!fits(plan->groups, warps)) {
+        plan->groups = plan->steps = 1;
+        while (warps > 1 && !fits(1, warps)) warps--;
+    }
+    if (!fits(1, warps)) return false;
+    const int units = ceil_div(all, plan->groups);
+    p.column_warps = std::min(units, warps);
+    while (!fits(p.column_warps * plan->groups, warps)) p.column_warps--;
+    p.column_blocks = ceil_div(units, p.column_warps);
+    p.column_warps = ceil_div(units, p.column_blocks);
+    p.row_warps = warps / p.column_warps;
+    warps = p.column_warps * p.row_warps;
+    p.columns = p.column_warps * plan->groups * kChunk;
     plan->threads = 32 * warps;
-    plan->shared = std::max(size_t(p.columns) * row_bytes,
-                            size_t(p.row_warps) * (2 * p.columns + 1) * sizeof(float));
-    const int tile_rows = kRowsPerMma * (plan->kind == 2 ? 1 : kStepsOfOne<kPrologue>);
-    p.tiles_per_group = ceil_div(p.rows, int64_t(tile_rows));
+    plan->shared =
+        std::max(size_t(p.columns) * row_bytes + size_t(warps) * kPointwiseStages * plan->steps *
+                                                     ChunkRows<kPrologue, 1>::kBytes,
+                 size_t(p.row_warps) * (2 * p.columns + 1) * sizeof(float));
+    p.tiles_per_group = ceil_div(p.rows, int64_t(kRowsPerMma * plan->steps));
     p.tiles = groups * p.tiles_per_group;
     const int by_registers = kPointwiseResident * most / warps;
     const int by_memory = int(2 * kMaxSharedBytes / plan->shared);
     const int resident = std::max(1, std::min(by_registers, by_memory));
     const int64_t wanted = ceil_div(resident * multiprocessors(), p.column_blocks);
-    p.parts = int(std::max(int64_t(1),
-                           std::min(wanted, ceil_div(p.tiles, int64_t(p.row_warps)))));
+    const int64_t parts = std::min(wanted, ceil_div(p.tiles, int64_t(p.row_warps)));
+    p.part_tiles = ceil_div(p.tiles, parts);
+    p.parts = int(ceil_div(p.tiles, p.part_tiles));
     return true;
 }
 
@@ -287,8 +308,9 @@ template <class T, Prologue kPrologue, bool kStats>
 cudaError_t launch_pointwise(const PointwiseParams& p, const PointwisePlan& plan,
                              cudaStream_t stream) {
     const dim3 grid(unsigned(p.column_blocks * p.parts)), block(plan.threads);
-    const auto kernel = plan.kind == 2 ? pointwise_kernel<T, kPrologue, kStats, 2, 1>
-                                       : pointwise_kernel<T, kPrologue, kStats, 1, kStepsOfOne<kPrologue>>;
+    const auto kernel = plan.groups == 2  ? pointwise_kernel<T, kPrologue, kStats, 2, 1>
+                        : plan.steps == 1 ? pointwise_kernel<T, kPrologue, kStats, 1, 1>
+                                          : pointwise_kernel<T, kPrologue, kStats, 1, kStepsOfOne<kPrologue>>;
     return launch(kernel, grid, block, plan.shared, stream, p);
 }
 

@@ -57,7 +57,7 @@ bool make_plan(const PointwiseBwdArgs& args, Plan* plan) {
         if (!plan_project(p, args.dw != nullptr, &plan->project_plan)) return false;
         if (p.strips > 1) plan->sums_floats = size_t(5) * p.strips * s.n * s.c;
         if (plan->project_plan.chunks_w > 0) {
-            plan->dw_floats = size_t(s.k) * s.c * p.parts * p.row_warps;
+            plan->dw_floats = size_t(s.k) * s.c * p.parts;
         }
     }
     plan->wants_product = args.dx != nullptr && !sums;
@@ -118,9 +118,8 @@ cudaError_t pointwise_bwd(const PointwiseBwdArgs& args, cudaStream_t stream) {
                 });
             }
             if (plan.project_plan.chunks_w > 0) {
-                const int64_t terms = int64_t(p.parts) * p.row_warps;
                 then([&] {
-                    return launch_sum(dw_partials, terms, weights, 1.0f, args.dw, stream);
+                    return launch_sum(dw_partials, p.parts, weights, 1.0f, args.dw, stream);
                 });
             }
         }

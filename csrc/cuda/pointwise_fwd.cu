@@ -20,10 +20,7 @@ bool supported(const PointwiseArgs& args) {
 bool make_params(const PointwiseArgs& args, PointwiseParams* p, PointwisePlan* plan) {
     const PointwiseShape& s = args.shape;
     *p = {};
-    if (!supported(args) || !make_act(args.in_act, &p->in.act) ||
-        !make_act(args.out_act, &p->out_act)) {
-        return false;
-    }
+    if (!make_act(args.in_act, &p->in.act) || !make_act(args.out_act, &p->out_act)) return false;
     p->in.x = args.x.data, p->in.x_step = args.x.step, p->in.channels = s.c;
     p->in.affine = args.in_affine, p->in.gate = args.in_gate;
     p->weight = args.weight;
@@ -51,15 +48,17 @@ bool empty(const PointwiseShape& s) { return s.n == 0 || s.hw == 0; }
 size_t pointwise_workspace(const PointwiseArgs& args) {
     PointwiseParams p;
     PointwisePlan plan;
-    if (args.stats == nullptr || empty(args.shape) || !make_params(args, &p, &plan)) return 0;
+    if (args.stats == nullptr || !supported(args) || empty(args.shape)) return 0;
+    if (!make_params(args, &p, &plan)) return 0;
     return (size_t(2) * p.outputs + 1) * p.parts * sizeof(float);
 }
 
 cudaError_t pointwise(const PointwiseArgs& args, cudaStream_t stream) {
     PointwiseParams p;
     PointwisePlan plan;
-    if (!make_params(args, &p, &plan)) return cudaErrorInvalidValue;
+    if (!supported(args)) return cudaErrorInvalidValue;
     if (empty(args.shape)) return launch_zero(args.stats, 2 * int64_t(args.shape.k), stream);
+    if (!make_params(args, &p, &plan)) return cudaErrorInvalidValue;
     const bool stats = args.stats != nullptr;
     if (stats) {
         p.partials = static_cast<float*>(args.workspace);

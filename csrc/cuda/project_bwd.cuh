@@ -3,8 +3,8 @@
 //
 // A warp takes 32 channels of x and strips of images in turn, 16 rows at a time: dx = dy w leaves
 // the tensor cores in the layout in which x came (mma.cuh), so that the sums are taken in registers,
-// and so is dw, of as many chunks of outputs as those hold. Warps of a block take neighbouring
-// channels of the same rows, whose g and y all but the first find in L1.
+// and so is dw, of as many chunks of outputs as those hold. Two steps' rows are under way (Ring): a
+// step is a tile, or where dw is not formed one chunk of dy, x coming with a tile's last.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +26,7 @@ struct ProjectParams {
     const float* norm;   // [2, C]: mean, invstd; null: sums 2 and 3 are zero
     void* dx;
     float* sums;  // [strips, 5, N, C]
-    float* dw;    // [parts * row_warps, K, C]
+    float* dw;    // [parts, K, C]
     int images;
     int64_t rows;  // per image
     int64_t strip_rows;
@@ -36,11 +36,17 @@ struct ProjectParams {
     int column_blocks, parts;
 };
 
+constexpr int kProjectStages = 3;
+// Bytes of a step in a warp's ring.
+__host__ __device__ constexpr int project_step_bytes(int chunks_w) {
+    const int dy = ChunkRows<Prologue::kGradient, 1>::kBytes;
+    return (chunks_w == 0 ? 1 : chunks_w) * dy + 2 * kPieceBytes;
+}
+
 // kChunksW: of dy, whose weight gradient is formed too; 0: none, whatever dy has.
 template <class T, int kChunksW>
 __global__ void __launch_bounds__(32 * project_warps(kChunksW), 2)
     project_bwd_kernel(const ProjectParams p) {
-    constexpr int kAhead = kChunksW == 0 ? 1 : kChunksW;
     EFFNET_FAST_DYNAMIC_SHARED(unsigned char, shared);  // weights, transposed: [columns][pitch]
     const int pitch = weight_pitch(p.dy.channels);
     // [4][columns]: scale, shift, -mean * invstd, invstd
@@ -66,8 +72,13 @@ __global__ void __launch_bounds__(32 * project_warps(kChunksW), 2)
     const int column = own + kLaneChannels * lane.t, c = first + column;
     const bool exists = c < p.a.channels;
     const unsigned char* const weights = shared + own * pitch + kLaneChannels * lane.t * 2;
-    const int chunks = kChunksW == 0 ? ceil_div(p.dy.channels, kChunk) : kChunksW;
-    WeightSums dw[kAhead];
+    // Of dy: in a step, and steps of a tile.
+    constexpr int kChunks = kChunksW == 0 ? 1 : kChunksW;
+    const int steps = kChunksW == 0 ? ceil_div(p.dy.channels, kChunk) : 1;
+    constexpr int kDyBytes = ChunkRows<Prologue::kGradient, 1>::kBytes;
+    Ring<kProjectStages, project_step_bytes(kChunksW)> ring(
+        reinterpret_cast<unsigned char*>(table + 4 * p.columns), warp);
+    WeightSums dw[kChunks];
 
     const int64_t units = int64_t(p.images) * p.strips;
     const int64_t programs = int64_t(p.parts) * p.row_warps;
@@ -79,60 +90,71 @@ __global__ void __launch_bounds__(32 * project_warps(kChunksW), 2)
         const float* const gates = p.a.gate;
         load_parameters8(gates == nullptr ? nullptr : gates + int64_t(image) * p.a.channels + c,
                          exists, 1.0f, gate);
-        TileRows<T, Prologue::kGradient> dy_rows;
-        ChunkRows<Prologue::kGradient, 1> dy_next[kAhead];
-        Row8 x_next[2];
-        const auto load = [&](int64_t row) {
-            dy_rows.place(p.dy, image, p.rows, row, int(min(int64_t(kRowsPerMma), end - row)),
-                          lane);
+        int64_t ahead = begin;
+        int ahead_step = 0;
+        const auto copy_next = [&] {
+            if (ahead < end) {
+                unsigned char* const slot = ring.to_copy();
+                TileRows<T, Prologue::kGradient> rows;
+                rows.place(p.dy, image, p.rows, ahead, int(min(int64_t(kRowsPerMma), end - ahead)),
+                           lane);
 #pragma unroll
-            for (int i = 0; i < kAhead; i++) dy_rows.load(p.dy, i, lane.t, dy_next[i]);
-            const T* const x = static_cast<const T*>(p.a.x) +
-                               (image * p.rows + row + lane.g) * p.a.x_step + c;
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                x_next[i] = load_row8(x + 8 * i * p.a.x_step, exists && 8 * i < dy_rows.count);
-            }
-        };
-        load(begin);
-        for (int64_t row = begin; row < end; row += kRowsPerMma) {
-            const TileRows<T, Prologue::kGradient> rows = dy_rows;
-            Row8 x[2] = {x_next[0], x_next[1]};
-            ChunkRows<Prologue::kGradient, 1> dy[kAhead];
-#pragma unroll
-            for (int i = 0; i < kAhead; i++) dy[i] = dy_next[i];
-            float acc[kTiles][4] = {};
-            const auto multiply = [&](int chunk, ChunkRows<Prologue::kGradient, 1>& own_dy) {
-                apply_prologue<T>(p.dy, image, chunk, lane.t, own_dy);
-                clear_missing(own_dy.x[0], rows.count);
-                const uint32_t(&low)[4] = own_dy.x[0][0].words, (&high)[4] = own_dy.x[0][1].words;
-#pragma unroll
-                for (int j = 0; j < kTiles; j++) {
-                    const uint4 b = weight_words(weights + chunk * kChunk * 2, pitch, lane.g, j);
-                    multiply_add<T>(acc[j], low[0], high[0], low[1], high[1], b.x, b.y);
-                    multiply_add<T>(acc[j], low[2], high[2], low[3], high[3], b.z, b.w);
+                for (int i = 0; i < kChunks; i++) {
+                    rows.template copy<1>(p.dy, ahead_step + i, lane.t, slot + i * kDyBytes);
                 }
-            };
-            if constexpr (kChunksW == 0) {
-                for (int chunk = 0; chunk < chunks; chunk++) {
-                    ChunkRows<Prologue::kGradient, 1> own_dy = dy[0];
-                    if (chunk + 1 < chunks) {
-                        rows.load(p.dy, chunk + 1, lane.t, dy[0]);
-                    } else if (row + kRowsPerMma < end) {
-                        load(row + kRowsPerMma);
+                if (++ahead_step == steps) {
+                    const T* const x = static_cast<const T*>(p.a.x) +
+                                       (image * p.rows + ahead + lane.g) * p.a.x_step + c;
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        copy_async<kVectorBytes>(
+                            slot + kChunks * kDyBytes + i * kPieceBytes, x + 8 * i * p.a.x_step,
+                            exists && 8 * i < rows.count);
                     }
-                    multiply(chunk, own_dy);
+                    ahead_step = 0, ahead += kRowsPerMma;
                 }
-            } else {
-                if (row + kRowsPerMma < end) load(row + kRowsPerMma);
+            }
+            commit_async();
+        };
 #pragma unroll
-                for (int chunk = 0; chunk < kChunksW; chunk++) multiply(chunk, dy[chunk]);
+        for (int stage = 0; stage < kProjectStages - 1; stage++) copy_next();
+        for (int64_t row = begin; row < end; row += kRowsPerMma) {
+            const int count = int(min(int64_t(kRowsPerMma), end - row)) - lane.g;
+            float acc[kTiles][4] = {};
+            Row8 x[2];
+            Turned turned[kChunks];
+            for (int step = 0; step < steps; step++) {
+                wait_async<kProjectStages - 2>();
+                const unsigned char* const slot = ring.to_read();
+#pragma unroll
+                for (int i = 0; i < kChunks; i++) {
+                    ChunkRows<Prologue::kGradient, 1> dy;
+                    dy.read(slot + i * kDyBytes);
+                    const int chunk = step + i;
+                    apply_prologue<T>(p.dy, image, chunk, lane.t, dy);
+                    clear_missing(dy.x[0], count);
+                    const uint32_t(&low)[4] = dy.x[0][0].words, (&high)[4] = dy.x[0][1].words;
+#pragma unroll
+                    for (int j = 0; j < kTiles; j++) {
+                        const uint4 b = weight_words(weights + chunk * kChunk * 2, pitch, lane.g, j);
+                        multiply_add<T>(acc[j], low[0], high[0], low[1], high[1], b.x, b.y);
+                        multiply_add<T>(acc[j], low[2], high[2], low[3], high[3], b.z, b.w);
+                    }
+                    if (kChunksW > 0) turned[i].turn(dy.x[0]);
+                }
+                if (step == steps - 1) {
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        x[i] = load_row8(slot + kChunks * kDyBytes + i * kPieceBytes);
+                    }
+                }
+                copy_next();
             }
 
             Row8 operand[2] = {};
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                if (8 * i >= rows.count) continue;
+                if (8 * i >= count) continue;
                 Row8 dx;
 #pragma unroll
                 for (int half = 0; half < 2; half++) {  // four channels' values fit beside the rest
@@ -173,11 +195,10 @@ __global__ void __launch_bounds__(32 * project_warps(kChunksW), 2)
                 if (exists) store_row8(static_cast<T*>(p.dx) + at * p.a.channels + c, dx);
             }
             if constexpr (kChunksW > 0) {
-                const Turned a(operand[0], operand[1]);
+                Turned a;
+                a.turn(operand);
 #pragma unroll
-                for (int chunk = 0; chunk < kChunksW; chunk++) {
-                    dw[chunk].template add<T>(Turned(dy[chunk].x[0][0], dy[chunk].x[0][1]), a);
-                }
+                for (int i = 0; i < kChunks; i++) dw[i].template add<T>(turned[i], a);
             }
         }
         // Over the lanes of other rows; the first has them.
@@ -198,11 +219,22 @@ __global__ void __launch_bounds__(32 * project_warps(kChunksW), 2)
         }
     }
     if constexpr (kChunksW > 0) {
-        const int64_t program = int64_t(part) * p.row_warps + row_warp;
-        float* const to = p.dw + program * p.dy.channels * p.a.channels;
+        // The block's warps that share channels, in their order, and then to memory.
+        float* const sums = reinterpret_cast<float*>(shared);  // [chunks][32][columns]
+        for (int turn = 0; turn < p.row_warps; turn++) {
+            __syncthreads();
+            if (turn != row_warp) continue;
 #pragma unroll
-        for (int chunk = 0; chunk < kChunksW; chunk++) {
-            dw[chunk].store(to, p.dy.channels, p.a.channels, chunk * kChunk, first + own, lane);
+            for (int i = 0; i < kChunksW; i++) {
+                float* const to = sums + i * kChunk * p.columns;
+                dw[i].to_shared(to, p.columns, own, turn > 0, lane);
+            }
+        }
+        __syncthreads();
+        float* const to = p.dw + int64_t(part) * p.dy.channels * p.a.channels;
+        for (int i = threadIdx.x; i < p.dy.channels * p.columns; i += blockDim.x) {
+            const int k = i / p.columns, at = first + i - k * p.columns;
+            if (at < p.a.channels) to[int64_t(k) * p.a.channels + at] = sums[i];
         }
     }
 }
@@ -218,16 +250,24 @@ inline bool plan_project(ProjectParams& p, bool wants_dw, ProjectPlan* plan) {
     plan->chunks_w = wants_dw && outputs <= kMostChunksW ? outputs : 0;
     const int most = project_warps(plan->chunks_w);
     const int row_bytes = weight_pitch(p.dy.channels) + 4 * int(sizeof(float));
-    const int fit = kMaxSharedBytes / (kChunk * row_bytes);
-    if (fit == 0) return false;
-    p.column_warps = std::min({all, most, fit});
+    const int ring = kProjectStages * project_step_bytes(plan->chunks_w);
+    const auto fits = [&](int columns, int warps) {
+        return columns * kChunk * row_bytes + warps * ring <= kMaxSharedBytes;
+    };
+    int warps = most;
+    while (warps > 1 && !fits(1, warps)) warps--;
+    if (!fits(1, warps)) return false;
+    p.column_warps = std::min(all, warps);
+    while (!fits(p.column_warps, warps)) p.column_warps--;
     p.column_blocks = ceil_div(all, p.column_warps);
     p.column_warps = ceil_div(all, p.column_blocks);
-    p.row_warps = most % p.column_warps == 0 ? most / p.column_warps : 1;
+    p.row_warps = warps / p.column_warps;
+    warps = p.column_warps * p.row_warps;
     p.columns = p.column_warps * kChunk;
-    plan->threads = 32 * p.column_warps * p.row_warps;
-    plan->shared = size_t(p.columns) * row_bytes;
-    const int by_registers = 2 * most / (p.column_warps * p.row_warps);
+    plan->threads = 32 * warps;
+    plan->shared = std::max(size_t(p.columns) * row_bytes + size_t(warps) * ring,
+                            size_t(plan->chunks_w) * kChunk * p.columns * sizeof(float));
+    const int by_registers = 2 * most / warps;
     const int by_memory = int(2 * kMaxSharedBytes / plan->shared);
     const int resident = std::max(1, std::min(by_registers, by_memory));
     const int64_t wanted = ceil_div(resident * multiprocessors(), p.column_blocks);

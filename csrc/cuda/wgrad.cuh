@@ -1,8 +1,8 @@
 // The weight gradient of a 1x1 convolution alone: dw[k, c] = sum over rows of dy[row, k] a[row, c].
 //
-// A warp holds kDy x kA chunks of 32 x 32 sums and takes every parts-th tile of 16 rows: of whichever
-// of dy and a is wide one chunk, so that it is loaded and changed once, of the narrow one up to three.
-// Warps of a block take the same rows.
+// A warp holds kDy x kA chunks of 32 x 32 sums and goes through a part's tiles of 16 rows, the next
+// one's copies under way (Ring): of whichever of dy and a is wide it takes one chunk, which is so
+// loaded and changed once, of the narrow one up to three. Warps of a block take the same rows.
 #pragma once
 
 #include <algorithm>
@@ -23,43 +23,77 @@ struct WgradParams {
     int64_t tiles_per_group, tiles;
     int dy_tasks, tasks;  // pieces of dw; the first along dy
     int warps, task_blocks, parts;
+    int64_t part_tiles;  // per part
 };
+
+constexpr int kWgradStages = 2;
+template <Prologue kPrologue>
+__host__ __device__ constexpr int wgrad_tile_bytes(int dy, int a) {
+    return dy * ChunkRows<Prologue::kGradient, 1>::kBytes + a * ChunkRows<kPrologue, 1>::kBytes;
+}
 
 template <class T, Prologue kPrologue, int kDy, int kA>
 __global__ void __launch_bounds__(32 * kWgradWarps, 2) wgrad_kernel(const WgradParams p) {
+    constexpr int kDyBytes = ChunkRows<Prologue::kGradient, 1>::kBytes;
+    constexpr int kABytes = ChunkRows<kPrologue, 1>::kBytes;
+    EFFNET_FAST_DYNAMIC_SHARED(unsigned char, shared);
     const Lane lane;
-    const int part = blockIdx.x / p.task_blocks;
-    const int task = (blockIdx.x - part * p.task_blocks) * p.warps + threadIdx.x / 32;
+    const int part = blockIdx.x / p.task_blocks, warp = threadIdx.x / 32;
+    const int task = (blockIdx.x - part * p.task_blocks) * p.warps + warp;
     if (task >= p.tasks) return;
     const int dy_chunk = task % p.dy_tasks * kDy, a_chunk = task / p.dy_tasks * kA;
     WeightSums dw[kDy][kA];
-    for (int64_t tile = part; tile < p.tiles; tile += p.parts) {
-        const int group = int(tile / p.tiles_per_group);
-        const int64_t row = (tile - group * p.tiles_per_group) * kRowsPerMma;
-        TileRows<T, Prologue::kGradient> dy_rows;
-        TileRows<T, kPrologue> a_rows;
-        dy_rows.place(p.dy, group, p.rows, row, kRowsPerMma, lane);
-        a_rows.place(p.a, group, p.rows, row, kRowsPerMma, lane);
-        ChunkRows<kPrologue, 1> a[kA];
-        ChunkRows<Prologue::kGradient, 1> dy_next;
-        dy_rows.load(p.dy, dy_chunk, lane.t, dy_next);
+    Ring<kWgradStages, wgrad_tile_bytes<kPrologue>(kDy, kA)> ring(shared, warp);
+    const int64_t end = min((part + 1) * p.part_tiles, p.tiles);
+    int64_t ahead = part * p.part_tiles;
+    const auto copy_next = [&] {
+        if (ahead < end) {
+            const int group = int(ahead / p.tiles_per_group);
+            const int64_t row = (ahead - group * p.tiles_per_group) * kRowsPerMma;
+            TileRows<T, Prologue::kGradient> dy_rows;
+            TileRows<T, kPrologue> a_rows;
+            dy_rows.place(p.dy, group, p.rows, row, kRowsPerMma, lane);
+            a_rows.place(p.a, group, p.rows, row, kRowsPerMma, lane);
+            unsigned char* const slot = ring.to_copy();
 #pragma unroll
-        for (int i = 0; i < kA; i++) {
-            a_rows.load(p.a, a_chunk + i, lane.t, a[i]);
-        }
-#pragma unroll
-        for (int i = 0; i < kA; i++) apply_prologue<T>(p.a, group, a_chunk + i, lane.t, a[i]);
-#pragma unroll
-        for (int k = 0; k < kDy; k++) {
-            ChunkRows<Prologue::kGradient, 1> dy = dy_next;
-            if (k + 1 < kDy) dy_rows.load(p.dy, dy_chunk + k + 1, lane.t, dy_next);
-            apply_prologue<T>(p.dy, group, dy_chunk + k, lane.t, dy);
-            clear_missing(dy.x[0], dy_rows.count);
-            const Turned turned(dy.x[0][0], dy.x[0][1]);
+            for (int i = 0; i < kDy; i++) {
+                dy_rows.template copy<1>(p.dy, dy_chunk + i, lane.t, slot + i * kDyBytes);
+            }
 #pragma unroll
             for (int i = 0; i < kA; i++) {
-                dw[k][i].template add<T>(turned, Turned(a[i].x[0][0], a[i].x[0][1]));
+                a_rows.template copy<1>(p.a, a_chunk + i, lane.t,
+                                        slot + kDy * kDyBytes + i * kABytes);
             }
+            ahead++;
+        }
+        commit_async();
+    };
+    copy_next();
+    for (int64_t tile = part * p.part_tiles; tile < end; tile++) {
+        copy_next();
+        wait_async<kWgradStages - 1>();
+        const int group = int(tile / p.tiles_per_group);
+        const int64_t row = (tile - group * p.tiles_per_group) * kRowsPerMma;
+        const int count = int(min(int64_t(kRowsPerMma), p.rows - row)) - lane.g;
+        const unsigned char* const slot = ring.to_read();
+        Turned a[kA];
+#pragma unroll
+        for (int i = 0; i < kA; i++) {
+            ChunkRows<kPrologue, 1> rows;
+            rows.read(slot + kDy * kDyBytes + i * kABytes);
+            apply_prologue<T>(p.a, group, a_chunk + i, lane.t, rows);
+            a[i].turn(rows.x[0]);
+        }
+#pragma unroll
+        for (int k = 0; k < kDy; k++) {
+            ChunkRows<Prologue::kGradient, 1> rows;
+            rows.read(slot + k * kDyBytes);
+            apply_prologue<T>(p.dy, group, dy_chunk + k, lane.t, rows);
+            clear_missing(rows.x[0], count);
+            Turned dy;
+            dy.turn(rows.x[0]);
+#pragma unroll
+            for (int i = 0; i < kA; i++) dw[k][i].template add<T>(dy, a[i]);
         }
     }
     float* const to = p.dw + int64_t(part) * p.dy.channels * p.a.channels;
@@ -88,7 +122,9 @@ inline void plan_wgrad(WgradParams& p, WgradPlan* plan) {
     const int resident = 2 * kWgradWarps / p.warps;
     const int64_t wanted = ceil_div(resident * multiprocessors(), p.task_blocks);
     // A part costs a copy of dw to write and to read again: eight tiles' rows at least.
-    p.parts = int(std::max(int64_t(1), std::min(wanted, ceil_div(p.tiles, int64_t(8)))));
+    const int64_t parts = std::min(wanted, ceil_div(p.tiles, int64_t(8)));
+    p.part_tiles = ceil_div(p.tiles, parts);
+    p.parts = int(ceil_div(p.tiles, p.part_tiles));
 }
 
 template <class T, Prologue kPrologue>
@@ -105,9 +141,10 @@ cudaError_t launch_wgrad(const WgradParams& p, const WgradPlan& plan, cudaStream
     const bool scaled = p.a.affine != nullptr || p.a.gate != nullptr || p.a.act.factor != 1.0f ||
                         p.a.act.low > -INFINITY || p.a.act.high < INFINITY;
     const dim3 grid(unsigned(p.task_blocks * p.parts)), block(32 * p.warps);
+    const size_t tile = wgrad_tile_bytes<Prologue::kNone>(plan.dy, plan.a);
     return launch(scaled ? wgrad_instance<T, Prologue::kScaled>(plan)
                          : wgrad_instance<T, Prologue::kNone>(plan),
-                  grid, block, 0, stream, p);
+                  grid, block, kWgradStages * tile * p.warps, stream, p);
 }
 
 }  // namespace effnet_fast

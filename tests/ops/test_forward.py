@@ -314,7 +314,9 @@ def test_bn_finalize(case: Case, dtype: torch.dtype, backend: str, momentum: flo
     assert_within(ours_mean, base[0], truth[0], "running mean")
     assert_within(ours_var, base[1], truth[1], "running variance")
     applied = op.bn_residual(x.float(), a, "identity", None, None, None, backend)
-    assert_within(applied, base[2], truth[2], "normalised")
+    # Stock's own kernel on a GPU takes the mean off first; scale and shift are two large terms.
+    terms = large_terms(case, a[0].view(-1, 1, 1, 1))
+    assert_within(applied, base[2], truth[2], "normalised", **terms)
     folded, _ = op.bn_fold(weight, bias, ours_mean, ours_var, 1e-3, torch.float32, backend)
     y = op.bn_residual(x.float(), folded, "identity", None, None, None, backend)
     frozen = [
@@ -322,4 +324,5 @@ def test_bn_finalize(case: Case, dtype: torch.dtype, backend: str, momentum: flo
                      0.0, 1e-3)
         for t in (torch.float32, torch.float64)
     ]  # fmt: skip
-    assert_within(y, *frozen, "normalised by the running statistics")
+    terms = large_terms(case, folded[0].view(-1, 1, 1, 1))
+    assert_within(y, *frozen, "normalised by the running statistics", **terms)

@@ -90,6 +90,29 @@ def test_auto_takes_the_first_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
         b.choose("depthwise", "auto", x)
 
 
+def test_a_product_is_cudas_where_it_has_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else Triton's before cuBLAS, also where "cuda" is asked for."""
+    shut: set[str] = set()
+    monkeypatch.setattr(b, "_machine_why_not", lambda name: "shut" if name in shut else None)
+    monkeypatch.setattr(b, "_device_why_not", lambda name, device: None)
+
+    def chosen(name: str, channels: int) -> str:
+        x = torch.randn(1, channels, 2, 2).bfloat16().contiguous(memory_format=torch.channels_last)
+        w = torch.randn(8, channels, 1, 1).bfloat16()
+        args = (x, w, None, "identity", None, [], 0.0, "identity", None, True)
+        return b.choose("pointwise", name, *args)
+
+    for name in ("auto", "cuda"):
+        assert chosen(name, 16) == "cuda"
+        assert chosen(name, 12) == "triton"
+    assert chosen("triton", 16) == "triton"
+    shut.add("triton")
+    assert chosen("auto", 12) == chosen("cuda", 12) == "cuda"
+    shut.add("cuda")
+    with pytest.raises(ef.BackendUnavailableError):
+        chosen("cuda", 16)
+
+
 def test_the_reference_refuses_integers() -> None:
     reason = b.why_not("depthwise", "reference", torch.zeros(1, 2, 3, 3, dtype=torch.uint8))
     assert reason is not None

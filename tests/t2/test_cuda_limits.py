@@ -75,6 +75,46 @@ def test_what_is_supported_is_not_refused() -> None:
     assert limits.cuda("se_gate", (torch.randn(1, 2, 8), *MLP, "silu", 1)) is None
 
 
+def product(c: int = 16, k: int = 24, dtype: torch.dtype = torch.bfloat16) -> list[Any]:
+    a = torch.randn(2, c, 6, 6).to(dtype).contiguous(memory_format=torch.channels_last)
+    w = torch.randn(k, c, 1, 1).to(dtype)
+    return [a, w, None, "identity", None, [], 0.0, "identity", None, True]
+
+
+def gradient() -> list[Any]:
+    a, w, *_ = product()
+    y = torch.randn(2, 24, 6, 6).bfloat16().contiguous(memory_format=torch.channels_last)
+    rest = [None, "identity", None, None, None, "identity", None, None, None, True, True]
+    return [y, y, a, w, torch.randn(4, 24), *rest]
+
+
+def test_a_product_without_a_kernel_has_a_reason() -> None:
+    assert limits.cuda_product("pointwise", tuple(product())) is None
+    assert limits.cuda_product("pointwise_bwd", tuple(gradient())) is None
+    wide = product(40)[0]
+    for op, args, at, value, expected in (
+        ("pointwise", product(dtype=torch.float32), 0, None, "one 16-bit type"),
+        ("pointwise", product(12), 0, None, "multiples of 8"),
+        ("pointwise", product(k=20), 0, None, "multiples of 8"),
+        ("pointwise", product(1600), 0, None, "at most 1568"),
+        ("pointwise", product(), 0, wide[:, 4:20], "16-byte vectors"),
+        ("pointwise", product(), 0, wide[:, :16, :, :5], "evenly spaced"),
+        ("pointwise", product(), 8, wide[:, 4:20], "16-byte vectors"),
+        ("pointwise_bwd", gradient(), 0, "absent", "activation behind"),
+        ("pointwise_bwd", gradient(), 6, "silu", "activation behind"),
+        ("pointwise_bwd", gradient(), 8, torch.rand(2, 24), "activation behind"),
+        ("conv2d", [], 0, None, "no CUDA kernel"),
+    ):  # fmt: skip
+        if value is not None:
+            args[at] = None if value == "absent" else value
+        reason = limits.cuda_product(op, tuple(args))
+        assert reason is not None, (op, at)
+        assert expected in reason
+    both = gradient()
+    both[9], both[13] = torch.randn(2, 16), both[2]
+    assert "residual" in str(limits.cuda_product("pointwise_bwd", tuple(both)))
+
+
 def test_names_and_arguments_are_those_of_the_reference() -> None:
     import inspect
 

@@ -38,8 +38,7 @@ def supported(mark: pytest.Mark) -> pytest.Mark:
         return mark
     if mark.args[0] == "momentum":  # a factor: one is as good as three
         return pytest.mark.parametrize("momentum", mark.args[1][:1], **mark.kwargs).mark
-    # Of one channel of a rounded product the variance's error is a lottery.
-    cases = [c for c in mark.args[1] if c.fits_cuda() and c.name != "c-1-k-1"]
+    cases = [c for c in mark.args[1] if c.fits_cuda()]
     return pytest.mark.parametrize("case", cases, **mark.kwargs).mark
 
 
