@@ -63,7 +63,7 @@ def test_op(
 ) -> None:  # fmt: skip
     def contest(labels: list[str]) -> dict[str, Entry]:
         torch.manual_seed(0)
-        made = Layers(128 if CUDA else 1, torch.bfloat16 if CUDA else torch.float32, device)
+        made = Layers(256 if CUDA else 1, torch.bfloat16 if CUDA else torch.float32, device)
         call = next(c for c in getattr(made, op)(*arguments) if c.mode == mode)
         return hold(call, labels)
 

@@ -52,11 +52,11 @@ def hold(call: Call, labels: list[str]) -> dict[str, Entry]:
         found = off(steps[label](), in_fp64(call, label) if label in call.peers else exact)
         gates[label] = "passed" if found <= bar else f"off by {found:.1e}, bar {bar:.1e}"
     times: dict[str, list[float]] = {label: [] for label in steps if gates[label] == "passed"}
-    flush = torch.empty(FLUSH if x.is_cuda else 0, dtype=torch.uint8, device=x.device)
+    flush = torch.ones(FLUSH // 4 if x.is_cuda else 0, device=x.device)  # read, as in bench.kernels
     title = f"{call.op} {call.mode} {call.case}"
     for _ in tqdm(range(ROUNDS + 1), desc=title, leave=False, disable=None):
         for label, samples in times.items():
-            flush.zero_()
+            flush.sum()
             samples.append(milliseconds(steps[label], x.is_cuda))
     moved = sum(t.numel() * t.element_size() for t in (*tensors(call.args), *call("reference")))
     dtype = str(x.dtype).removeprefix("torch.")
