@@ -34,13 +34,14 @@ VECTOR = 16
 
 # Lanes per clock and multiprocessor (CUDA programming guide, arithmetic throughput, 9.0); what is
 # not listed runs at the full 128. A unit of 64 lanes takes 2 slots' time for an instruction.
-LANES = {"alu": 64, "multiply": 64, "conversion": 64, "mufu": 16, "shuffle": 32}
+LANES = {"alu": 64, "multiply": 64, "conversion": 64, "mufu": 16, "shuffle": 32, "tensor": 32}
 UNITS = {
     "alu": "IADD3 IADD LEA LOP3 PLOP3 SHF SHL SHR ISETP FSETP SEL FSEL IMNMX FMNMX VIMNMX PRMT MOV",
     "multiply": "IMAD",
     "conversion": "F2F F2FP I2F F2I HADD2 I2FP",
     "mufu": "MUFU",
     "shuffle": "SHFL",
+    "tensor": "HMMA",  # of 16 x 8 x 16 by mma.sync: four clocks of a scheduler's own
 }
 UNIT_OF = {opcode: unit for unit, opcodes in UNITS.items() for opcode in opcodes.split()}
 SHARED_BYTES_PER_CLOCK = 128
@@ -61,31 +62,35 @@ class Model:
 
 # What a path is chosen by: of branches, the one that computes and moves more, in the fewest
 # instructions. So SiLU is taken rather than a clamp, and whole windows rather than edges.
-WORK = re.compile(r"^(FFMA|FMUL|FADD|MUFU|LDS|STS|LDG|LDGSTS|STG)\b")
-# Ways that the modelled calls do not take: single channels stored where C is odd, and, without a
-# prologue, the activated vector written back to the ring.
-SINGLE, PROLOGUE = r"STG\S*U16", r"STS\S*128"
+WORK = re.compile(r"^(FFMA|FMUL|FADD|HMMA|MUFU|LDS|LDSM|STS|LDG|LDGSTS|STG)\b")
+# Ways that the modelled calls do not take: single channels stored where C is odd, and sums that are
+# NaN taken again, channel by channel.
+SINGLE, AGAIN = r"STG\S*U16", r"LDG\S*U16|I2F"
 # A pool cell is written every 4th row, and moments are rebased twice in a thread's life.
-POOL, REBASE = r"STS\S*64", r"MUFU\.RCP"
+POOL, REBASE = r"^STS$", r"MUFU\.RCP"
 
 
 def _models() -> list[Model]:
     found = []
     for kernel in (3, 5):
         for stride in (1, 2):
-            name = rf"depthwise_fwd_kernel<__nv_bfloat16, {kernel}, {stride}, "
+            name = rf"depthwise_tensor_kernel<__nv_bfloat16, {kernel}, {stride}, "
             shape = f"k{kernel} s{stride}"
             traffic = VECTOR * (stride * stride + 1)
             label = f"depthwise inference {shape}"
-            without = f"{SINGLE}|{PROLOGUE}"
-            found.append(Model(label, name + "false>", traffic, without, POOL, 0.25))
+            found.append(Model(label, name + "false>", traffic, AGAIN, POOL, 0.25))
             # With an output activation, which training does not have: an upper bound.
             label = f"depthwise training {shape}"
-            found.append(Model(label, name + "true>", traffic, SINGLE, REBASE))
+            found.append(Model(label, name + "true>", traffic, rf"{AGAIN}|{POOL}", REBASE))
             # dx and x at full size, g and y at the output's.
             traffic = 2 * VECTOR + 2 * VECTOR // stride**2
-            name = rf"depthwise_bwd_kernel<__nv_bfloat16, {kernel}, {stride}\b"
-            found.append(Model(f"depthwise backward {shape}", name, traffic, SINGLE))
+            name = (
+                rf"depthwise_tensor_bwd_kernel<{kernel}>"
+                if stride == 1
+                else rf"depthwise_bwd_kernel<__nv_bfloat16, {kernel}, {stride}\b"
+            )
+            without = rf"{SINGLE}|{AGAIN}" if stride == 1 else SINGLE
+            found.append(Model(f"depthwise backward {shape}", name, traffic, without))
     for op, vectors, per in (
         ("bn_residual", 3, "stored"),
         ("bn_residual_bwd", 3, "stored"),
@@ -93,7 +98,8 @@ def _models() -> list[Model]:
         ("se_pool", 1, "loaded"),
         ("se_bwd_reduce", 1, "loaded"),
     ):
-        found.append(Model(op, rf"\b{op}_kernel<__nv_bfloat16", VECTOR * vectors, per=per))
+        name = rf"\b{op}_kernel<__nv_bfloat16"
+        found.append(Model(op, name, VECTOR * vectors, r"LDG\S*U16", per=per))
     return found
 
 
@@ -114,6 +120,8 @@ class Estimate:
 
 def _bytes(opcode: str) -> int:
     """That a load or store moves for one lane."""
+    if matrices := re.search(r"LDSM\.16\.M(?:T)?88\.([24])", opcode):
+        return 4 * int(matrices[1])
     width = re.search(r"\.(?:U|S)?(8|16|32|64|128)\b", opcode)
     return int(width[1]) // 8 if width else 4
 
@@ -129,7 +137,7 @@ def estimate(loop: Loop, model: Model) -> Estimate:
         name = opcode.split(".")[0]
         if unit := UNIT_OF.get(name):
             units[unit] += weight * 128 / LANES[unit]
-        if name in ("LDS", "STS"):
+        if name in ("LDS", "LDSM", "STS"):
             units["shared memory"] += weight * _bytes(opcode) * 128 / SHARED_BYTES_PER_CLOCK
         wanted = ("STG",) if model.per == "stored" else ("LDG", "LDGSTS")
         moved += weight * _bytes(opcode) if name in wanted else 0
@@ -151,7 +159,7 @@ def steady_loop(program: Program, per: str) -> Loop:
     if not candidates:
         raise ValueError(f"{program.name} has no loop with the memory instruction {wanted.pattern}")
     innermost = [a for a in candidates if not any(b.blocks < a.blocks for b in candidates)]
-    return max(innermost, key=lambda loop: loop.count(re.compile(r"^(FFMA|FMUL|FADD|HFMA2)")))
+    return max(innermost, key=lambda loop: loop.count(re.compile(r"^(FFMA|FMUL|FADD|HFMA2|HMMA)")))
 
 
 def compile_for_sm_90(kernel: str) -> Iterator[Program]:

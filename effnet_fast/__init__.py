@@ -9,6 +9,7 @@ from effnet_fast.backends import BackendUnavailableError, backends, use_backend
 from effnet_fast.checkpoints import CheckpointError
 from effnet_fast.engine import Engine, optimize_for_inference
 from effnet_fast.graph_engine import GraphEngine
+from effnet_fast.mobilenet import MobileNet, mobilenet_v1, mobilenet_v2
 from effnet_fast.models import (
     EfficientNet,
     create_model,
@@ -27,6 +28,7 @@ from effnet_fast.models import (
     efficientnet_lite4,
     list_models,
 )
+from effnet_fast.resnet import ResNet, resnet50
 
 __version__ = "0.1.0"
 
@@ -36,6 +38,8 @@ __all__ = [
     "EfficientNet",
     "Engine",
     "GraphEngine",
+    "MobileNet",
+    "ResNet",
     "backends",
     "create_model",
     "efficientnet_b0",
@@ -52,7 +56,10 @@ __all__ = [
     "efficientnet_lite3",
     "efficientnet_lite4",
     "list_models",
+    "mobilenet_v1",
+    "mobilenet_v2",
     "ops",
     "optimize_for_inference",
+    "resnet50",
     "use_backend",
 ]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from effnet_fast.ops.checks import PADDINGS
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -39,6 +41,13 @@ TF_BATCH_NORM = (1e-3, 0.01)
 TORCH_BATCH_NORM = (1e-5, 0.1)
 
 
+def check_factors(width: float, depth: float) -> None:
+    """Both are positive numbers, else a ValueError says which is not."""
+    for name, factor in (("width", width), ("depth", depth)):
+        if not 0 < factor < math.inf:
+            raise ValueError(f"{name} must be a positive number, got {factor}")
+
+
 @dataclass(frozen=True)
 class Variant:
     """Coefficients of one member of the family; batch_norm is (eps, momentum).
@@ -53,6 +62,11 @@ class Variant:
     dropout: float
     batch_norm: tuple[float, float] = TORCH_BATCH_NORM
     lite: bool = False
+
+    def __post_init__(self) -> None:
+        check_factors(self.width, self.depth)
+        if self.resolution < 1:
+            raise ValueError(f"resolution must be >= 1 pixel, got {self.resolution}")
 
 
 VARIANTS = {
@@ -85,6 +99,21 @@ def round_channels(channels: float, divisor: int = 8) -> int:
     return rounded if rounded >= 0.9 * channels else rounded + divisor
 
 
+def round_repeats(layers: float) -> int:
+    """``layers`` rounded up; 1e-9 more than a whole number is the rounding error of a product."""
+    return math.ceil(layers - 1e-9)
+
+
+def check_options(num_classes: int, in_channels: int, padding: str) -> None:
+    """What every model is built with is in range, else a ValueError says what is not."""
+    if padding not in PADDINGS:
+        raise ValueError(f"unknown padding {padding!r}; known: {', '.join(PADDINGS)}")
+    if in_channels < 1 or num_classes < 0:
+        raise ValueError(
+            f"in_channels must be >= 1 and num_classes >= 0, got {in_channels}, {num_classes}"
+        )
+
+
 def stages(v: Variant) -> tuple[Stage, ...]:
     """The baseline's stages scaled by the coefficients of ``v``."""
     scaled: list[Stage] = []
@@ -95,7 +124,7 @@ def stages(v: Variant) -> tuple[Stage, ...]:
                 s,
                 in_channels=stem_channels(v) if i == 0 else scaled[-1].out_channels,
                 out_channels=round_channels(s.out_channels * v.width),
-                layers=s.layers if fixed_depth else math.ceil(s.layers * v.depth),
+                layers=s.layers if fixed_depth else round_repeats(s.layers * v.depth),
             )
         )
     return tuple(scaled)

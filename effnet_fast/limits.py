@@ -134,6 +134,6 @@ def cuda(op: str, args: tuple[Any, ...]) -> str | None:
         if w_reduce.dtype != w_expand.dtype:
             return f"{op} wants weights of one type, not {w_reduce.dtype} and {w_expand.dtype}"
         r, c = w_reduce.shape[:2]
-        if 4 * (2 * (c + r) + max(512, r)) > CUDA_SHARED_BYTES:
+        if 4 * (2 * c + 4 * r + 1100) > CUDA_SHARED_BYTES:
             return f"{op} keeps an image's {c} + {r} channels in shared memory in CUDA: too many"
     return None

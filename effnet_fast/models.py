@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from effnet_fast import architecture
 from effnet_fast import weights as weight_store
-from effnet_fast.architecture import Stage
+from effnet_fast.architecture import Stage, Variant
 from effnet_fast.backends import check_name
 from effnet_fast.modules import ConvNormAct, MBConv, cast_input
-from effnet_fast.ops.checks import PADDINGS, check_activation
+from effnet_fast.ops.checks import check_activation
 from effnet_fast.preprocess import Recipe
 
 Weights = str | os.PathLike[str] | Mapping[str, Tensor] | Any | None
@@ -65,12 +65,7 @@ class EfficientNet(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if padding not in PADDINGS:
-            raise ValueError(f"unknown padding {padding!r}; known: {', '.join(PADDINGS)}")
-        if in_channels < 1 or num_classes < 0:
-            raise ValueError(
-                f"in_channels must be >= 1 and num_classes >= 0, got {in_channels}, {num_classes}"
-            )
+        architecture.check_options(num_classes, in_channels, padding)
         check_name(backend)
         check_activation(activation)
         common: dict[str, Any] = {
@@ -206,29 +201,39 @@ def create_model(
             f"weights, progress, {', '.join(sorted(known))}"
         )
     eps, momentum = v.batch_norm
-    stages = architecture.stages(v)
     checkpoint = recipe = None
     if weights is not None:
         checkpoint, recipe = weight_store.resolve(
-            name, weights, stage_depths=[s.layers for s in stages], default_eps=eps,
-            default_momentum=momentum, padding=kwargs.get("padding"),
+            name, weights, stage_depths=[s.layers for s in architecture.stages(v)],
+            default_eps=eps, default_momentum=momentum, padding=kwargs.get("padding"),
             norm_eps=kwargs.get("norm_eps"), progress=progress,
         )  # fmt: skip
         kwargs = {**checkpoint.model_options(), **kwargs}
-    kwargs.setdefault("norm_eps", eps)
-    kwargs.setdefault("norm_momentum", momentum)
-    kwargs.setdefault("dropout", v.dropout)
+    model = from_variant(v, **kwargs)
+    if checkpoint is not None:
+        weight_store.load_into(model, checkpoint)
+    if recipe is not None:
+        model.recipe = recipe
+    return model
+
+
+def from_variant(v: Variant, **kwargs: Any) -> EfficientNet:
+    """A randomly initialised model of any width, depth and resolution.
+
+    ``kwargs`` are :func:`create_model`'s, in range or a ValueError. Its ``recipe`` is the family's
+    for images of ``v.resolution``.
+    """
+    eps, momentum = v.batch_norm
+    options = {"norm_eps": eps, "norm_momentum": momentum, "dropout": v.dropout, **kwargs}
     model = EfficientNet(
-        stages,
+        architecture.stages(v),
         stem_channels=architecture.stem_channels(v),
         head_channels=architecture.head_channels(v),
         activation="relu6" if v.lite else "silu",
         squeeze_excite=not v.lite,
-        **kwargs,
+        **options,
     )
-    if checkpoint is not None:
-        weight_store.load_into(model, checkpoint)
-    model.recipe = recipe or weight_store.default_recipe(name, v.resolution)
+    model.recipe = weight_store.default_recipe(v.lite, v.resolution)
     return model
 
 

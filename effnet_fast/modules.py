@@ -8,7 +8,7 @@ this file do.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -42,6 +42,44 @@ def cast_input(x: Tensor, weight: Tensor, channels: int, what: str) -> Tensor:
     else:
         check_match(x, weight, what)
     return x
+
+
+class ConvNorm(NamedTuple):
+    """A convolution and its batch norm, wherever a model keeps the two, as the fused ops see them.
+
+    ``kind``: "conv2d", "pointwise" or "depthwise"; ``padding``: "symmetric" or "same".
+    """
+
+    conv: nn.Conv2d
+    bn: _BatchNorm
+    kind: str
+    padding: str
+
+    def layer(self, size: torch.Size) -> ConvBn:
+        """The layer for an input of ``size``; counts the batch where statistics are kept."""
+        bn, kernel, stride = self.bn, self.conv.kernel_size[0], self.conv.stride[0]
+        padding = resolve_padding(self.padding, size, kernel, stride)
+        momentum = 0.0 if bn.momentum is None else bn.momentum
+        if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
+            if size[0] > 0:
+                bn.num_batches_tracked.add_(1)
+            if bn.momentum is None:  # torch: the cumulative average
+                momentum = 1.0 / max(float(bn.num_batches_tracked), 1.0)
+        batch_stats = bn.training or bn.running_mean is None
+        group = _sync_group(bn) if batch_stats else None
+        return ConvBn(self.kind, stride, padding, bn.eps, momentum, batch_stats, group)
+
+    def tensors(self) -> ConvBnTensors:
+        """The tensors of the layer; running statistics only where they are kept or used."""
+        bn = self.bn
+        keep = not bn.training or bn.track_running_stats
+        mean, var = (bn.running_mean, bn.running_var) if keep else (None, None)
+        return ConvBnTensors(self.conv.weight, bn.weight, bn.bias, mean, var)
+
+    def run(self, x: Tensor, activation: str, backend: str) -> Tensor:
+        """[N,C,H,W] -> [N,K,P,Q], the activated map written out."""
+        x = cast_input(x, self.conv.weight, self.conv.in_channels, "input")
+        return conv_bn_act(self.layer(x.shape), self.tensors(), x, activation, requested(backend))
 
 
 class ConvNormAct(nn.Sequential):
@@ -90,42 +128,21 @@ class ConvNormAct(nn.Sequential):
             raise TypeError(f"child 1 must be a batch norm, got {bn}: no other norm is fused")
         return bn
 
-    def layer(self, size: torch.Size) -> ConvBn:
-        """The layer for an input of ``size``; counts the batch where statistics are kept."""
-        conv, bn = self.conv, self.bn
-        kernel, stride = conv.kernel_size[0], conv.stride[0]
-        padding = resolve_padding(self.padding, size, kernel, stride)
-        momentum = 0.0 if bn.momentum is None else bn.momentum
-        if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
-            if size[0] > 0:
-                bn.num_batches_tracked.add_(1)
-            if bn.momentum is None:  # torch: the cumulative average
-                momentum = 1.0 / max(float(bn.num_batches_tracked), 1.0)
-        batch_stats = bn.training or bn.running_mean is None
-        group = _sync_group(bn) if batch_stats else None
-        return ConvBn(self.kind, stride, padding, bn.eps, momentum, batch_stats, group)
-
-    def tensors(self) -> ConvBnTensors:
-        """The tensors of the layer; running statistics only where they are kept or used."""
-        conv, bn = self.conv, self.bn
-        keep = not bn.training or bn.track_running_stats
-        mean, var = (bn.running_mean, bn.running_var) if keep else (None, None)
-        return ConvBnTensors(conv.weight, bn.weight, bn.bias, mean, var)
+    @property
+    def pair(self) -> ConvNorm:
+        """Children 0 and 1."""
+        return ConvNorm(self.conv, self.bn, self.kind, self.padding)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N,C,H,W] -> [N,K,P,Q], the activated map written out."""
-        conv = self.conv
-        x = cast_input(x, conv.weight, conv.in_channels, "input")
-        return conv_bn_act(
-            self.layer(x.shape), self.tensors(), x, self.activation, requested(self.backend)
-        )
+        return self.pair.run(x, self.activation, self.backend)
 
     def forward_pooled(self, x: Tensor) -> Tensor:
         """A pointwise layer followed by the mean over H and W: [N,C,H,W] -> [N,K]."""
-        conv = self.conv
-        x = cast_input(x, conv.weight, conv.in_channels, "input")
+        pair = self.pair
+        x = cast_input(x, pair.conv.weight, pair.conv.in_channels, "input")
         return conv_bn_act_pool(
-            self.layer(x.shape), self.tensors(), x, self.activation, requested(self.backend)
+            pair.layer(x.shape), pair.tensors(), x, self.activation, requested(self.backend)
         )
 
 
@@ -262,26 +279,42 @@ class MBConv(nn.Module):
 
     def _run(self, expand: ConvNormAct | None, x: Tensor, channels: int) -> Tensor:
         parts = self.named_layers()
-        depthwise, project, se = parts["depthwise"], parts["project"], parts.get("se")
-        x = cast_input(x, (depthwise if expand is None else expand).conv.weight, channels, "input")
-        size, expand_layer = x.shape, None
-        if expand is not None:
-            expand_layer = expand.layer(size)
-            size = _output_shape(expand_layer, size, expand.conv)
-        depthwise_layer = depthwise.layer(size)
-        size = _output_shape(depthwise_layer, size, depthwise.conv)
-        block = fused.MBConv(
-            expand_layer, depthwise_layer, project.layer(size), self.activation,
-            self.use_res_connect, requested(self.backend),
+        return run_block(
+            None if expand is None else expand.pair, parts["depthwise"].pair, parts["project"].pair,
+            x, channels, se=parts.get("se"), activation=self.activation,
+            residual=self.use_res_connect, stochastic_depth=self.stochastic_depth,
+            backend=self.backend,
         )  # fmt: skip
-        tensors = fused.MBConvTensors(
-            None if expand is None else expand.tensors(),
-            depthwise.tensors(),
-            project.tensors(),
-            None if se is None else se.tensors(),
-        )
-        drop_scale = self.stochastic_depth.sample(x) if self.use_res_connect else None
-        return fused.mbconv(block, tensors, x, drop_scale)
+
+
+def run_block(
+    expand: ConvNorm | None, depthwise: ConvNorm, project: ConvNorm, x: Tensor, channels: int, *,
+    activation: str, residual: bool, backend: str, se: SqueezeExcitation | None = None,
+    stochastic_depth: StochasticDepth | None = None,
+) -> Tensor:  # fmt: skip
+    """The layers of an inverted residual block as one fused op: [N,C,H,W] -> [N,K,P,Q].
+
+    ``channels`` is what ``x`` has to have; ``residual`` says whether it is added to the result.
+    """
+    x = cast_input(x, (expand or depthwise).conv.weight, channels, "input")
+    size, expand_layer = x.shape, None
+    if expand is not None:
+        expand_layer = expand.layer(size)
+        size = _output_shape(expand_layer, size, expand.conv)
+    depthwise_layer = depthwise.layer(size)
+    size = _output_shape(depthwise_layer, size, depthwise.conv)
+    block = fused.MBConv(
+        expand_layer, depthwise_layer, project.layer(size), activation, residual,
+        requested(backend),
+    )  # fmt: skip
+    tensors = fused.MBConvTensors(
+        None if expand is None else expand.tensors(),
+        depthwise.tensors(),
+        project.tensors(),
+        None if se is None else se.tensors(),
+    )
+    drop_scale = stochastic_depth.sample(x) if residual and stochastic_depth is not None else None
+    return fused.mbconv(block, tensors, x, drop_scale)
 
 
 def _output_shape(layer: ConvBn, size: torch.Size, conv: nn.Conv2d) -> torch.Size:

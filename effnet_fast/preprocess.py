@@ -64,9 +64,17 @@ class Recipe:
         Raises :class:`ImageError` where the resized picture would exceed PIL's own limit against
         decompression bombs, as a line of pixels does.
         """
-        image = _centre_crop(self._resized(to_rgb(image)), self.crop)
+        return self._normalised(_centre_crop(self._resized(to_rgb(image)), self.crop))
+
+    def whole(self, image: Image.Image) -> Tensor:
+        """``image`` -> ``[3, H, W]`` likewise, resized and not cropped: its shorter side is
+        ``resize`` pixels.
+        """
+        return self._normalised(self._resized(to_rgb(image)))
+
+    def _normalised(self, image: Image.Image) -> Tensor:
         flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        pixels = flat.view(self.crop, self.crop, 3).permute(2, 0, 1).float().div_(255)
+        pixels = flat.view(image.height, image.width, 3).permute(2, 0, 1).float().div_(255)
         mean = torch.tensor(self.mean).view(3, 1, 1)
         return pixels.sub_(mean).div_(torch.tensor(self.std).view(3, 1, 1))
 

@@ -85,21 +85,20 @@ _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".pth.tar")
 
 
 def default_recipe(
-    name: str,
+    lite: bool,
     resolution: int,
     *,
     padding: Padding = "symmetric",
     mean: Triple | None = None,
     std: Triple | None = None,
 ) -> Recipe:
-    """The pre-processing of model ``name`` where its weights do not say: bicubic, native size.
+    """The pre-processing where a model's weights do not say: bicubic, native size.
 
     ``resolution``: side of the square input, pixels. Weights from TensorFlow
     (``padding="same"``) were evaluated with a margin of 32 pixels around the crop, the others with
     the crop at 0.875 of the shorter side. ``mean`` and ``std``: by default 0.5 for Lite and
     ImageNet's for the rest.
     """
-    lite = architecture.variant(name).lite
     resize = resolution + 32 if padding == "same" else round(resolution / 0.875)
     return Recipe(
         resolution,
@@ -226,9 +225,10 @@ def _download(entry: WeightsEntry, progress: bool) -> Any:
 
 
 def _default_recipe_of(name: str, checkpoint: Checkpoint) -> Recipe:
+    v = architecture.variant(name)
     return default_recipe(
-        name,
-        architecture.variant(name).resolution,
+        v.lite,
+        v.resolution,
         padding=checkpoint.padding,
         mean=checkpoint.mean,
         std=checkpoint.std,

@@ -42,7 +42,10 @@ inline bool make_act(Activation activation, Act* act) {
 template <class T>
 __device__ __forceinline__ float sigmoid_of_half(float h) {
     if constexpr (std::is_same_v<T, __nv_bfloat16>) return fmaf(0.5f, tanh_approx(h), 0.5f);
-    if constexpr (std::is_same_v<T, __half>) return __fdividef(1.0f, 1.0f + __expf(-2.0f * h));
+    if constexpr (std::is_same_v<T, __half>) {
+        constexpr float kLog2E = 1.44269504f;
+        return reciprocal_approx(1.0f + exp2_approx(-2.0f * kLog2E * h));
+    }
     return 1.0f / (1.0f + expf(-2.0f * h));
 }
 

@@ -24,9 +24,11 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
 #else
     const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
     const int bytes = inside ? kBytes : 0;
-    if constexpr (kBytes == 16) {  // .cg: past L1, which could not hold a line until its next use
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(global),
-                     "r"(bytes) : "memory");
+    if constexpr (kBytes == 16) {
+        // .cg: past L1, which could not hold a line until its next use. .L2::128B: the rest of the
+        // line is another block's, which asks for it at about the same time.
+        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target),
+                     "l"(global), "r"(bytes) : "memory");
     } else {
         asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(target), "l"(global),
                      "n"(kBytes), "r"(bytes) : "memory");

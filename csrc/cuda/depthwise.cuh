@@ -46,15 +46,20 @@ struct Tile {
     int parts;           // programs per channel block; each takes items part, part + parts, ...
 };
 
+// What a strip costs beside its rows, in rows: its halo, and the time until the first row is there.
+constexpr int kStripRows = 4;
+
 struct TileLimits {
-    int vector;        // elements of 16 bytes
-    int lanes;         // channels per thread
-    int columns;       // output columns per thread
-    int columns_in;    // that those read, and
-    int halo;          // how many more a row of threads does
-    int slots;         // 16-byte vectors per thread and row of the ring
-    int threads;       // per block, at most
-    int resident;      // blocks per multiprocessor
+    int vector;      // elements of 16 bytes
+    int lanes;       // channels per thread
+    int columns;     // output columns per thread
+    int columns_in;  // that those read, and
+    int halo;        // how many more a row of threads does
+    int slots;       // 16-byte vectors per thread and row of the ring
+    int threads;     // per block, at most
+    int resident;    // blocks per multiprocessor
+    int unit;        // threads per vector for each `unit_groups` groups; 0: `lanes` says
+    int unit_groups;
     int images;        // per block, at most
     int max_rows;      // output rows per item
     int pixel_bytes;   // of shared memory per pixel of a row of the ring
@@ -62,16 +67,19 @@ struct TileLimits {
 };
 
 // Output [n, rows, columns, c] in blocks whose channel lines are `vectors` long.
-inline Tile make_tile(const TileLimits& limits, int n, int c, int rows, int columns, int vectors) {
+inline Tile cut(const TileLimits& limits, int n, int c, int rows, int columns, int vectors) {
     Tile tile = {};
     tile.vectors = vectors;
-    tile.lines = vectors * limits.vector / limits.lanes;
+    const bool units = limits.unit > 0;
+    tile.lines = units ? 0 : vectors * limits.vector / limits.lanes;
     tile.channel_blocks = ceil_div(c, vectors * limits.vector);
-    const int unit = vectors % 3 == 0 ? 96 : 32;  // whole warps, and whole lines
+    const int warps = vectors % 3 == 0 ? 96 : 32;  // whole ones, and whole lines
+    const int unit = units ? limits.unit * vectors : warps;
     const auto fits = [&](int groups, int images) {
         tile.columns_in = groups * limits.columns_in + limits.halo;
         const int loads = ceil_div(tile.columns_in * images * vectors, limits.slots);
-        const int busy = tile.lines * groups * images;
+        const int busy = units ? ceil_div(groups * images, limits.unit_groups) * unit
+                               : tile.lines * groups * images;
         tile.threads = ceil_div(busy > loads ? busy : loads, unit) * unit;
         return tile.threads <= limits.threads &&
                tile.columns_in * images * limits.pixel_bytes <= limits.shared_bytes;
@@ -90,34 +98,40 @@ inline Tile make_tile(const TileLimits& limits, int n, int c, int rows, int colu
         tile.images++;
     }
     fits(tile.groups, tile.images);
-    // Strips cost a halo each: long ones until there are four items per resident block to even out
-    // the last wave, short ones only to occupy the chip at all.
-    const int64_t planes = int64_t(ceil_div(n, tile.images)) * tile.channel_blocks;
-    const auto shorten = [&](int64_t enough, int shortest) {
-        while (tile.rows > shortest && planes * ceil_div(rows, tile.rows) < enough) {
-            tile.rows = ceil_div(tile.rows, 2 * kPoolRows) * kPoolRows;
-        }
-    };
-    tile.rows = ceil_div(rows, kPoolRows) * kPoolRows;
-    while (tile.rows > limits.max_rows) tile.rows = ceil_div(tile.rows, 2 * kPoolRows) * kPoolRows;
-    shorten(int64_t(4) * wanted, 28);
-    shorten(wanted, kPoolRows);
+    // Not a block more than are resident: it would run after all others.
+    const int programs = std::max(wanted / tile.channel_blocks, 1);
+    // Strips as long as makes the program with most of them end first.
+    const int planes = ceil_div(n, tile.images);
+    int64_t best = INT64_MAX;
+    for (int strips = 1; strips <= ceil_div(rows, kPoolRows); strips++) {
+        const int length = ceil_div(ceil_div(rows, strips), kPoolRows) * kPoolRows;
+        const int64_t items = int64_t(planes) * ceil_div(rows, length);
+        const int64_t time = ceil_div(items, int64_t(programs)) * (length + kStripRows);
+        if (length <= limits.max_rows && time < best) best = time, tile.rows = length;
+    }
     tile.strips = ceil_div(rows, tile.rows);
-    tile.items = ceil_div(n, tile.images) * tile.strips;
-    const int parts = ceil_div(wanted, tile.channel_blocks);
-    tile.parts = parts < tile.items ? parts : tile.items;
+    tile.items = planes * tile.strips;
+    tile.parts = std::min(programs, tile.items);
     return tile;
 }
 
-// The same with the line that leaves the fewest threads idle; the longest of those.
-inline Tile make_tile(const TileLimits& limits, int n, int c, int rows, int columns) {
+// The same with the line that keeps a block, of which so many are resident, busiest: with channels
+// and columns that exist, in all waves, and not with halo. Of equals the fewest threads; of at most
+// `longest` vectors.
+inline Tile make_tile(const TileLimits& limits, int n, int c, int rows, int columns, int longest) {
     Tile best = {};
     double best_share = 0.0;
     for (const int vectors : {kLineVectors, 6, 4}) {
-        const Tile tile = make_tile(limits, n, c, rows, columns, vectors);
-        const double share = double(c) * columns * tile.images /
-                             (double(tile.channel_blocks) * tile.column_tiles * tile.threads);
-        if (share > best_share) best = tile, best_share = share;
+        if (vectors > longest) continue;
+        const Tile tile = cut(limits, n, c, rows, columns, vectors);
+        const double blocks = double(tile.channel_blocks) * tile.column_tiles;
+        const double read = double(tile.column_tiles) * tile.columns_in / limits.columns_in;
+        const double waves = ceil_div(tile.items, tile.parts) * double(tile.parts);
+        const double share = double(c) * columns / blocks * tile.images *
+                             (double(columns) / limits.columns / read) * (tile.items / waves);
+        if (share > best_share || (share == best_share && tile.threads < best.threads)) {
+            best = tile, best_share = share;
+        }
     }
     return best;
 }

@@ -15,7 +15,7 @@
 // kWindow + 1 fp32 rows. Rows of x land beside them and are activated by the thread that owns the
 // pixel. One barrier per position row. Weight gradients stay in registers over all of a
 // program's work items; then threads -> shared memory -> one row of partials -> second stage.
-#include "cuda/depthwise.cuh"
+#include "cuda/depthwise_bwd.cuh"
 #include "cuda/gradient.cuh"
 #include "cuda/reduce.cuh"
 
@@ -26,7 +26,6 @@ constexpr int kResident = 2;      // blocks per multiprocessor
 constexpr int kMaxItemRows = 64;  // position rows per item
 constexpr int kStages = 2;        // landing buffers
 constexpr int kChannelRows = 9;   // scale, shift, a, b, mean, c of dy; scale, shift, mean of x
-constexpr int kSums = 2;          // sum h, sum h * (x - mean)
 
 template <class T, int K, int S>
 struct Unroll {
@@ -40,18 +39,6 @@ struct Unroll {
     static constexpr int kSlots = kPositions * kLanes * int(sizeof(T)) / kVectorBytes + 1;
     static constexpr int kOutputs = K * K + kSums;
     static_assert(kCols % S == 0 && kXSlots >= 1, "whole positions and vectors per thread");
-};
-
-struct BwdParams {
-    DepthwiseBwdArgs op;
-    Tile tile;
-    Act y_act, in_act;
-    bool vectors;  // of every map: copied asynchronously
-    bool lanes;    // of dx: stored together
-    int u0, v0;    // first position that owns a pixel of x
-    int u1;        // last row of positions that does
-    int x_row_bytes, y_row_bytes, dx_row_bytes, dx_column_bytes;
-    float* partials;
 };
 
 // dy of one vector from g (in v) and y. `channel`: kChannelRows rows of kLine parameters; `image`:
@@ -402,20 +389,19 @@ struct Layout {
 
     static Tile tile(const DepthwiseBwdArgs& args, BwdParams* p) {
         const DepthwiseShape& s = args.shape;
-        p->u0 = s.pad_top / S, p->v0 = s.pad_left / S;
-        p->u1 = (s.h - 1 + s.pad_top) / S;
+        place_positions(args, p);
         TileLimits limits = {};
         limits.vector = kVector<T>, limits.lanes = U::kLanes, limits.columns = U::kPositions;
         limits.columns_in = U::kPositions, limits.halo = U::kWindow - 1;
         limits.slots = U::kSlots, limits.threads = U::kThreads, limits.resident = kResident;
         limits.max_rows = kMaxItemRows;
-        limits.images = std::min({images_in_reach(args.x),
-                                  images_in_reach(dense_map(args.y, s.p, s.q, s.c)),
-                                  images_in_reach(dense_map(args.dx, s.h, s.w, s.c))});
+        limits.images =
+            std::min({images_in_reach(args.x), images_in_reach(dense_map(args.y, s.p, s.q, s.c)),
+                      images_in_reach(dense_map(args.dx, s.h, s.w, s.c))});
         limits.pixel_bytes = kPixelBytes + kImageBytes / 4;
         limits.shared_bytes = kMaxSharedBytes - kParameterBytes - kImageBytes;
         return make_tile(limits, s.n, s.c, p->u1 - p->u0 + 1,
-                         (s.w - 1 + s.pad_left) / S - p->v0 + 1);
+                         (s.w - 1 + s.pad_left) / S - p->v0 + 1, kLineVectors);
     }
 
     static size_t shared(const Tile& tile) {
@@ -438,8 +424,7 @@ cudaError_t launch_depthwise_bwd(BwdParams& p, cudaStream_t stream) {
     if (!offsets_fit(p.op.x, tile) || !offsets_fit(y, tile) || !offsets_fit(dx, tile)) {
         return cudaErrorInvalidValue;
     }
-    p.vectors = whole_vectors(p.op.x, s.dtype, s.c) && whole_vectors(y, s.dtype, s.c) &&
-                whole_vectors(dense_map(p.op.g, s.p, s.q, s.c), s.dtype, s.c);
+    p.vectors = whole_maps(p.op);
     p.lanes = s.c % Unroll<T, K, S>::kLanes == 0;
     p.x_row_bytes = int(p.op.x.h_stride) * int(sizeof(T));
     p.y_row_bytes = s.q * s.c * int(sizeof(T));
@@ -447,13 +432,7 @@ cudaError_t launch_depthwise_bwd(BwdParams& p, cudaStream_t stream) {
     p.dx_row_bytes = s.w * p.dx_column_bytes;
     p.partials = static_cast<float*>(p.op.workspace);
     const dim3 grid(unsigned(tile.channel_blocks * tile.parts)), block(tile.threads);
-    const cudaError_t status =
-        launch(depthwise_bwd_kernel<T, K, S>, grid, block, L::shared(tile), stream, p);
-    if (status != cudaSuccess || (p.op.dw == nullptr && p.op.sums == nullptr)) return status;
-    const int64_t length = int64_t(Unroll<T, K, S>::kOutputs) * s.c;
-    return launch(depthwise_bwd_sum_kernel, dim3(unsigned(ceil_div(length, int64_t(kSumColumns)))),
-                  dim3(kSumColumns * kSumRows), 0, stream, p.partials, tile.parts, K * K, s.c,
-                  p.op.in_norm, p.op.dw, p.op.sums);
+    return launch(depthwise_bwd_kernel<T, K, S>, grid, block, L::shared(tile), stream, p);
 }
 
 }  // namespace
@@ -465,7 +444,8 @@ size_t depthwise_bwd_workspace(const DepthwiseBwdArgs& args) {
         using T = std::remove_pointer_t<decltype(type)>;
         BwdParams p = {};
         const Tile tile = Layout<T, kernel.value, stride.value>::tile(args, &p);
-        bytes = size_t(kernel.value * kernel.value + kSums) * args.shape.c * tile.parts * 4;
+        const int parts = std::max(tile.parts, bwd_tensor_parts(args));
+        bytes = size_t(kernel.value * kernel.value + kSums) * args.shape.c * parts * 4;
         return cudaSuccess;
     });
     return bytes;
@@ -484,10 +464,20 @@ cudaError_t depthwise_bwd(const DepthwiseBwdArgs& args, cudaStream_t stream) {
         return status != cudaSuccess ? status
                                      : launch_zero(args.sums, int64_t(2) * shape.c, stream);
     }
-    return dispatch(shape, [&](auto* type, auto kernel, auto stride) {
-        using T = std::remove_pointer_t<decltype(type)>;
-        return launch_depthwise_bwd<T, kernel.value, stride.value>(p, stream);
-    });
+    const auto first_stage = [&] {
+        if (bwd_tensor_takes(args)) return depthwise_bwd_tensor(p, stream);
+        return dispatch(shape, [&](auto* type, auto kernel, auto stride) {
+            using T = std::remove_pointer_t<decltype(type)>;
+            return launch_depthwise_bwd<T, kernel.value, stride.value>(p, stream);
+        });
+    };
+    const cudaError_t status = first_stage();
+    if (status != cudaSuccess || (args.dw == nullptr && args.sums == nullptr)) return status;
+    const int taps = shape.kernel * shape.kernel;
+    const int64_t length = int64_t(taps + kSums) * shape.c;
+    return launch(depthwise_bwd_sum_kernel, dim3(unsigned(ceil_div(length, int64_t(kSumColumns)))),
+                  dim3(kSumColumns * kSumRows), 0, stream, p.partials, p.tile.parts, taps, shape.c,
+                  args.in_norm, args.dw, args.sums);
 }
 
 }  // namespace effnet_fast

@@ -292,7 +292,10 @@ __global__ void __launch_bounds__(FwdUnroll<T, K, S, kGeneral>::kThreads, kFwdRe
         RunningMoments<kLanes> moments;
         moments.load(own_moments);
         __syncthreads();
-        store_moments(moments, count, p, own_part, first_channel(), reinterpret_cast<float*>(ring));
+        store_moments(
+            moments, count, p, own_part, first_channel(), reinterpret_cast<float*>(ring),
+            kLanes * tile.lines, tile.groups * tile.images, [](int i) { return i % kLanes; },
+            [&](int i, int s) { return s * tile.lines + i / kLanes; });
     }
 }
 
@@ -300,10 +303,11 @@ bool finishes(const DepthwiseArgs& args) {
     return args.out_bn.mean.data != nullptr || args.out_act != Activation::kIdentity;
 }
 
-// Whether x is changed on load, or unaligned, or moments are wanted: what inference never asks for.
+// fp32 as inference has it, in whole vectors, has a kernel of its own; 16-bit types of whole
+// vectors are taken by depthwise_tensor.cu.
 bool general(const DepthwiseArgs& args) {
-    return args.in_affine != nullptr || args.in_act != Activation::kIdentity ||
-           args.reduce == Reduce::kStats || !whole_vectors(args.x, args.shape.dtype, args.shape.c);
+    return prologue(args) || args.shape.dtype != DType::kFloat32 ||
+           !whole_vectors(args.x, args.shape.dtype, args.shape.c);
 }
 
 bool supported(const DepthwiseArgs& args) {
@@ -321,14 +325,14 @@ Tile tile_of(const DepthwiseArgs& args) {
     limits.columns = kCols, limits.columns_in = kCols * S, limits.halo = K - S;
     limits.slots = U::kSlots, limits.threads = U::kThreads, limits.resident = kFwdResident;
     limits.max_rows = kMaxFwdRows;
-    limits.images = std::min(images_in_reach(args.x),
-                             images_in_reach(dense_map(args.y, s.p, s.q, s.c)));
+    limits.images =
+        std::min(images_in_reach(args.x), images_in_reach(dense_map(args.y, s.p, s.q, s.c)));
     limits.pixel_bytes = U::kPixelBytes;
     const int cells = kMaxFwdRows / kPoolRows * U::kLanes;  // per thread
     limits.shared_bytes =
         kMaxSharedBytes -
         int(sizeof(float)) * (U::kLineRows * U::kLine + (U::kMomentRows + cells) * U::kThreads);
-    return make_tile(limits, s.n, s.c, s.p, s.q);
+    return make_tile(limits, s.n, s.c, s.p, s.q, kLineVectors);
 }
 
 template <class T, int K, int S, bool kGeneral>
@@ -345,7 +349,6 @@ cudaError_t launch_depthwise_fwd(FwdParams& p, cudaStream_t stream) {
     const size_t merge_bytes = (2 * U::kLanes + 1) * tile.threads * sizeof(float);
     const size_t shared = stream_bytes > merge_bytes ? stream_bytes : merge_bytes;
     p.lanes = shape.c % U::kLanes == 0;
-    p.finish = finishes(p.op);
     p.x_row_bytes = int(p.op.x.h_stride) * int(sizeof(T));
     p.y_column_bytes = shape.c * int(sizeof(T));
     p.y_row_bytes = shape.q * p.y_column_bytes;
@@ -366,7 +369,9 @@ size_t depthwise_workspace(const DepthwiseArgs& args) {
     dispatch(args.shape, [&](auto* type, auto kernel, auto stride) {
         using T = std::remove_pointer_t<decltype(type)>;
         const Tile tile = tile_of<T, kernel.value, stride.value, true>(args);
-        bytes = (size_t(2) * args.shape.c + 1) * tile.parts * sizeof(float);
+        // Which kernel it will be depends on pointers too.
+        const int parts = std::max(tile.parts, tensor_parts(args));
+        bytes = (size_t(2) * args.shape.c + 1) * parts * sizeof(float);
         return cudaSuccess;
     });
     return bytes;
@@ -385,12 +390,17 @@ cudaError_t depthwise(const DepthwiseArgs& args, cudaStream_t stream) {
                    ? launch_zero(args.reduced, 2 * int64_t(shape.c), stream)
                    : cudaSuccess;
     }
+    p.finish = finishes(args);
+    if (tensor_takes(args)) return depthwise_tensor(p, stream);
     p.vectors = whole_vectors(args.x, shape.dtype, shape.c);
     return dispatch(shape, [&](auto* type, auto kernel, auto stride) {
         using T = std::remove_pointer_t<decltype(type)>;
-        return general(p.op)
-                   ? launch_depthwise_fwd<T, kernel.value, stride.value, true>(p, stream)
-                   : launch_depthwise_fwd<T, kernel.value, stride.value, false>(p, stream);
+        if constexpr (sizeof(T) == 4) {
+            if (!general(p.op)) {
+                return launch_depthwise_fwd<T, kernel.value, stride.value, false>(p, stream);
+            }
+        }
+        return launch_depthwise_fwd<T, kernel.value, stride.value, true>(p, stream);
     });
 }
 

@@ -15,10 +15,9 @@ template <class T, int K, int S, bool kGeneral>
 struct FwdUnroll {
     static constexpr int kAccumulators = (K + S - 1) / S;  // output rows in flight
     static constexpr int kRing = S * kAccumulators;        // input rows until the pattern repeats
-    // 9 taps of 4 channels, or 25 of 2: 36 or 50 registers of weights, 48 or 40 of accumulators at
-    // stride 1, under the 168 that 384 threads on a multiprocessor leave each. The general kernel
-    // and fp32's larger halo of loads leave room for 2 channels only.
-    static constexpr int kLanes = K == 3 && sizeof(T) == 2 && !kGeneral ? 4 : 2;
+    // 25 taps of 2 channels: 50 registers of weights, 40 of accumulators at stride 1, under the 168
+    // that 384 threads on a multiprocessor leave each.
+    static constexpr int kLanes = 2;
     // 255 registers where addresses of fp32's twice as many loads come on top.
     static constexpr int kThreads = K == 5 && sizeof(T) == 4 ? 128 : 192;
     // A thread has kCols * S columns of kLanes channels to load, and the halo beside them.
@@ -45,6 +44,17 @@ struct FwdParams {
     float* partials;
     float* counts;
 };
+
+// Whether x is changed on load or moments are wanted: what inference never asks for.
+inline bool prologue(const DepthwiseArgs& args) {
+    return args.in_affine != nullptr || args.in_act != Activation::kIdentity ||
+           args.reduce == Reduce::kStats;
+}
+
+// depthwise_tensor.cu: whether its kernel takes an op, its programs per channel, and its launch.
+bool tensor_takes(const DepthwiseArgs& args);
+int tensor_parts(const DepthwiseArgs& args);
+cudaError_t depthwise_tensor(FwdParams& p, cudaStream_t stream);
 
 // Moments of a stream of values about a shift, which moves to the mean of what has been seen while
 // that is little: a first row of padding would otherwise cost the digits of mean >> std.
@@ -89,13 +99,14 @@ struct RunningMoments {
     }
 };
 
-// The threads of one line of channels, in their order: first the mean, then the squares about it.
-// Scratch of (2 * kLanes + 1) * threads floats.
-template <int kLanes>
+// The moments of a block's channels, one partial each. `channels` of them; of channel i the
+// `samples` are threads thread(i, 0), thread(i, 1), ..., each with it as its lane(i). First the
+// mean, then the squares about it. Scratch of (2 * kLanes + 1) * threads floats.
+template <int kLanes, class Lane, class Thread>
 __device__ __forceinline__ void store_moments(const RunningMoments<kLanes>& own, int count,
                                               const FwdParams& p, int part, int channel0,
-                                              float* scratch) {
-    const Tile& tile = p.tile;
+                                              float* scratch, int channels, int samples, Lane lane,
+                                              Thread thread) {
     const int threads = blockDim.x;
     float* const counts = scratch + 2 * kLanes * threads;
     counts[threadIdx.x] = float(count);
@@ -108,15 +119,15 @@ __device__ __forceinline__ void store_moments(const RunningMoments<kLanes>& own,
             fmaxf(fmaf(-d, own.sum[l], own.squares[l]), 0.0f);
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < kLanes * tile.lines; i += threads) {
-        const int line = i / kLanes, l = i % kLanes, c = channel0 + i;
+    for (int i = threadIdx.x; i < channels; i += threads) {
+        const int c = channel0 + i;
         if (c >= p.op.shape.c) continue;
-        const auto of = [&](int t) {
-            const int thread = t * tile.lines + line;
-            return Moments{counts[thread], scratch[2 * l * threads + thread],
-                           scratch[(2 * l + 1) * threads + thread]};
+        const auto of = [&](int s) {
+            const int t = thread(i, s), l = lane(i);
+            return Moments{counts[t], scratch[2 * l * threads + t],
+                           scratch[(2 * l + 1) * threads + t]};
         };
-        const Moments total = merge_moments(tile.groups * tile.images, 0, 1, of);
+        const Moments total = merge_moments(samples, 0, 1, of);
         float* const to = p.partials + int64_t(part) * 2 * p.op.shape.c + c;
         to[0] = total.mean;
         to[p.op.shape.c] = total.m2;

@@ -3,7 +3,7 @@
 //
 //     return launch(some_kernel<3, float>, dim3(blocks), dim3(256), shared_bytes, stream, a, b);
 //
-// Only this header, async_copy.cuh and intrinsics.cuh know of the emulator.
+// Only this header, cluster.cuh, async_copy.cuh and intrinsics.cuh know of the emulator.
 #pragma once
 
 #ifndef EFFNET_FAST_EMULATED
@@ -32,15 +32,18 @@ inline int multiprocessors() {
 
 #ifndef EFFNET_FAST_EMULATED
 
+template <class... Params>
+cudaError_t allow_shared(void (*kernel)(Params...), size_t shared_bytes) {
+    if (shared_bytes <= kDefaultSharedBytes) return cudaSuccess;
+    return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
+}
+
 template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
                    cudaStream_t stream, Args&&... args) {
-    if (shared_bytes > kDefaultSharedBytes) {
-        const cudaError_t status =
-            cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
-        if (status != cudaSuccess) return status;
-    }
+    const cudaError_t status = allow_shared(kernel, shared_bytes);
+    if (status != cudaSuccess) return status;
     kernel<<<grid, block, shared_bytes, stream>>>(Params(std::forward<Args>(args))...);
     return cudaGetLastError();
 }

@@ -4,37 +4,88 @@
 namespace effnet_fast {
 namespace {
 
-// A block is 32 columns x 8 rows: a row's loads are one 128-byte line, and eight partial sums per
-// column are in flight, each over every eighth term.
+// A block is columns x rows of threads: 32 columns, whose loads are a 128-byte line, or 8, a sector,
+// where there are few columns to fill the chip with. A thread has every rows-th term of a column and
+// waits for kBatch of them together.
+constexpr int kThreads = 512;
 constexpr int kColumns = 32;
-constexpr int kRows = 8;
+constexpr int kFewColumns = 8;
+constexpr int kRows = kThreads / kColumns;
+constexpr int kBatch = 8;
+constexpr int kResident = 1;  // of such blocks: else ptxas saves registers and waits load by load
+constexpr int kLineThreads = 256;
 constexpr int kZeroThreads = 256;
 
-__global__ void __launch_bounds__(kColumns* kRows)
-    sum_kernel(const float* partials, int64_t terms, int64_t length, float scale, float* out) {
-    __shared__ float partial[kRows][kColumns];
-    const int column = threadIdx.x % kColumns, row = threadIdx.x / kColumns;
-    const int64_t l = int64_t(blockIdx.x) * kColumns + column;
-    float sum = 0.0f;
-    if (l < length) {
-        for (int64_t t = row; t < terms; t += kRows) sum += partials[t * length + l];
+// Of the terms first, first + step, ... those of kCount neighbours.
+template <int kCount>
+__device__ __forceinline__ void sum_terms(const float* partials, int64_t terms, int64_t length,
+                                          int first, int step, float (&sums)[kCount]) {
+    const float* at = partials + first * length;
+#pragma unroll 1
+    for (int64_t left = terms - first; left > 0; left -= step * kBatch) {
+        const int more = int((min(left, int64_t(step) * kBatch) - 1) / step);
+        float some[kBatch][kCount] = {};
+#pragma unroll
+        for (int k = 0; k < kBatch; k++) {
+            if (k <= more) load_some(at + k * step * length, some[k]);
+        }
+#pragma unroll
+        for (int k = 0; k < kBatch; k++) {
+#pragma unroll
+            for (int i = 0; i < kCount; i++) sums[i] += some[k][i];
+        }
+        at += kBatch * step * length;
     }
-    partial[row][column] = sum;
+}
+
+template <int kWidth>
+__global__ void __launch_bounds__(kThreads, kResident)
+    sum_kernel(const float* partials, int64_t terms, int64_t length, float scale, float* out) {
+    constexpr int kHeight = kThreads / kWidth, kGroups = 8;
+    __shared__ float partial[kHeight][kWidth], groups[kGroups][kWidth];
+    const int column = threadIdx.x % kWidth, row = threadIdx.x / kWidth;
+    const int64_t l = int64_t(blockIdx.x) * kWidth + column;
+    float sums[1] = {};
+    if (l < length) sum_terms(partials + l, terms, length, row, kHeight, sums);
+    partial[row][column] = sums[0];
+    __syncthreads();
+    if (row < kGroups) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int other = 0; other < kHeight; other += kGroups) sum += partial[other + row][column];
+        groups[row][column] = sum;
+    }
     __syncthreads();
     if (row == 0 && l < length) {
-        for (int other = 1; other < kRows; other++) sum += partial[other][column];
+        float sum = 0.0f;
+#pragma unroll
+        for (int group = 0; group < kGroups; group++) sum += groups[group][column];
         out[l] = scale * sum;
     }
 }
 
-__global__ void __launch_bounds__(kColumns* kRows)
+// For columns enough for all threads, or two terms: a thread has all terms of kCount columns.
+template <int kCount>
+__global__ void __launch_bounds__(kLineThreads, 4)
+    sum_lines_kernel(const float* partials, int64_t terms, int64_t length, float scale,
+                     float* out) {
+    const int64_t l = (int64_t(blockIdx.x) * kLineThreads + threadIdx.x) * kCount;
+    if (l >= length) return;
+    float sums[kCount] = {};
+    sum_terms(partials + l, terms, length, 0, 1, sums);
+#pragma unroll
+    for (int i = 0; i < kCount; i++) sums[i] *= scale;
+    store_some(out + l, sums);
+}
+
+__global__ void __launch_bounds__(kThreads, kResident)
     merge_moments_kernel(const float* partials, const float* counts, int parts, int c, float* out) {
     __shared__ Moments partial[kRows][kColumns];
     const int column = threadIdx.x % kColumns, row = threadIdx.x / kColumns;
     const int64_t channel = int64_t(blockIdx.x) * kColumns + column;
     Moments own = {0.0f, 0.0f, 0.0f};
     if (channel < c) {
-        own = merge_moments(parts, row, kRows, [&](int t) {
+        own = merge_moments<kBatch>(parts, row, kRows, [&](int t) {
             const float* const moments = partials + int64_t(t) * 2 * c + channel;
             return Moments{counts[t], moments[0], moments[c]};
         });
@@ -43,7 +94,7 @@ __global__ void __launch_bounds__(kColumns* kRows)
     __syncthreads();
     if (row == 0 && channel < c) {
         const Moments total =
-            merge_moments(kRows, 0, 1, [&](int other) { return partial[other][column]; });
+            merge_moments<kBatch>(kRows, 0, 1, [&](int other) { return partial[other][column]; });
         out[channel] = total.mean;
         out[c + channel] = total.count > 0.0f ? total.m2 / total.count : 0.0f;
     }
@@ -59,15 +110,27 @@ __global__ void __launch_bounds__(kZeroThreads) zero_kernel(float* out, int64_t 
 cudaError_t launch_sum(const float* partials, int64_t terms, int64_t length, float scale,
                        float* out, cudaStream_t stream) {
     if (length == 0) return cudaSuccess;
-    const dim3 grid(unsigned(ceil_div(length, int64_t(kColumns))));
-    return launch(sum_kernel, grid, dim3(kColumns * kRows), 0, stream, partials, terms, length,
-                  scale, out);
+    const auto run = [&](auto kernel, int columns, int threads) {
+        return launch(kernel, dim3(unsigned(ceil_div(length, int64_t(columns)))), dim3(threads), 0,
+                      stream, partials, terms, length, scale, out);
+    };
+    constexpr int kQuad = 4;
+    if (terms > 2 && length < int64_t(kQuad) * kLineThreads * multiprocessors()) {
+        const bool few = length < int64_t(2) * kColumns * multiprocessors();
+        return few ? run(sum_kernel<kFewColumns>, kFewColumns, kThreads)
+                   : run(sum_kernel<kColumns>, kColumns, kThreads);
+    }
+    const bool quads =
+        (length % kQuad | reinterpret_cast<uintptr_t>(partials) % kVectorBytes |
+         reinterpret_cast<uintptr_t>(out) % kVectorBytes) == 0;
+    return quads ? run(sum_lines_kernel<kQuad>, kQuad * kLineThreads, kLineThreads)
+                 : run(sum_lines_kernel<1>, kLineThreads, kLineThreads);
 }
 
 cudaError_t launch_merge_moments(const float* partials, const float* counts, int parts, int c,
                                  float* out, cudaStream_t stream) {
     const dim3 grid(unsigned(ceil_div(c, kColumns)));
-    return launch(merge_moments_kernel, grid, dim3(kColumns * kRows), 0, stream, partials, counts,
+    return launch(merge_moments_kernel, grid, dim3(kThreads), 0, stream, partials, counts,
                   parts, c, out);
 }
 

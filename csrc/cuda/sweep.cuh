@@ -12,7 +12,6 @@ namespace effnet_fast {
 
 constexpr int kSweepThreads = 256;
 constexpr int kSweepLines = 32;      // vectors of channels per block, at most
-constexpr int kSweepResident = 4;    // blocks per multiprocessor: 64 registers a thread
 constexpr int kPixelsPerThread = 8;  // of an item, at least: what a partial result is worth
 
 struct Sweep {
@@ -27,8 +26,11 @@ struct Sweep {
     bool vectors;    // every vector is aligned and whole
 };
 
-// `n` images of `pixels` pixels with `c` channels, in vectors of `vector` elements.
-inline Sweep make_sweep(int n, int64_t pixels, int c, int vector, bool vectors) {
+// `n` images of `pixels` pixels with `c` channels, in vectors of `vector` elements, for a kernel with
+// `resident` blocks per multiprocessor. `per_image`: it has a result for every image, so that more
+// than one item of an image takes a second launch.
+inline Sweep make_sweep(int n, int64_t pixels, int c, int vector, bool vectors, int resident,
+                        bool per_image) {
     Sweep sweep = {};
     const int all_lines = ceil_div(c, vector);
     sweep.channel_blocks = ceil_div(all_lines, kSweepLines);
@@ -36,16 +38,18 @@ inline Sweep make_sweep(int n, int64_t pixels, int c, int vector, bool vectors) 
     sweep.rows = kSweepThreads / sweep.lines;
     sweep.pixels = pixels;
     sweep.vectors = vectors;
-    const int64_t wanted = int64_t(kSweepResident) * multiprocessors();
+    const int64_t wanted = int64_t(resident) * multiprocessors();
+    const int64_t images = int64_t(n) * sweep.channel_blocks;
     // As many chunks as fill the chip four times, of kPixelsPerThread pixels a thread or more.
     const int64_t most = ceil_div(pixels, int64_t(sweep.rows) * kPixelsPerThread);
-    const int64_t enough = ceil_div(4 * wanted, int64_t(n) * sweep.channel_blocks);
+    const int64_t enough = per_image && 2 * images >= wanted ? 1 : ceil_div(4 * wanted, images);
     const int64_t chunks = enough < most ? enough : most;
     sweep.chunk = int(ceil_div(ceil_div(pixels, chunks), int64_t(sweep.rows)) * sweep.rows);
     sweep.chunks = int(ceil_div(pixels, int64_t(sweep.chunk)));
     sweep.items = int64_t(n) * sweep.chunks;
-    const int64_t parts = ceil_div(wanted, int64_t(sweep.channel_blocks));
-    sweep.parts = int(parts < sweep.items ? parts : sweep.items);
+    // As many parts as fit the chip, or fewer, of as many items each.
+    const int64_t turns = ceil_div(sweep.items * sweep.channel_blocks, wanted);
+    sweep.parts = int(ceil_div(sweep.items, turns));
     return sweep;
 }
 
@@ -107,13 +111,61 @@ __device__ __forceinline__ void store_channels(T* p, bool vectors, int channels,
     }
 }
 
-// A vector of fp32 parameters, or `absent` where there are none.
-template <int kCount>
-__device__ __forceinline__ void load_parameters(const float* p, int64_t c, int channels,
-                                                float factor, float absent, float (&v)[kCount]) {
+// The vector at p as it lies in memory; load_channels() without the widening.
+template <class T>
+__device__ __forceinline__ uint4 load_raw(const T* p, bool vectors, int channels) {
+    uint4 raw = {};
+    if (vectors) {
+        raw = *reinterpret_cast<const uint4*>(p);
+    } else {
+        T elements[kVector<T>];
 #pragma unroll
-    for (int e = 0; e < kCount; e++) {
-        v[e] = factor * (p != nullptr && e < channels ? p[c + e] : absent);
+        for (int e = 0; e < kVector<T>; e++) {
+            elements[e] = e < channels ? p[e] : from_float<T>(0.0f);
+        }
+        __builtin_memcpy(&raw, elements, sizeof(raw));
+    }
+    return raw;
+}
+
+template <class T>
+__device__ __forceinline__ void widen(const uint4& raw, float (&v)[kVector<T>]) {
+    load_some(reinterpret_cast<const T*>(&raw), v);
+}
+
+// The pixels of a thread from `first` on, kBatch together: load(k, pixel) for all of a batch, then
+// use(k, pixel), so that as many loads are under way. A multiprocessor needs about 24 KB of them.
+template <int kBatch, class Load, class Use>
+__device__ __forceinline__ void for_pixels(const Sweep& sweep, int first, int end, Load load,
+                                           Use use) {
+#pragma unroll 1
+    for (int pixel = first; pixel < end; pixel += kBatch * sweep.rows) {
+#pragma unroll
+        for (int k = 0; k < kBatch; k++) {
+            if (pixel + k * sweep.rows < end) load(k, pixel + k * sweep.rows);
+        }
+#pragma unroll
+        for (int k = 0; k < kBatch; k++) {
+            if (pixel + k * sweep.rows < end) use(k, pixel + k * sweep.rows);
+        }
+    }
+}
+
+// A vector of fp32 parameters, or `absent` where there are none. `vectors`: c is a multiple of four
+// and all of the vector exists.
+template <int kCount>
+__device__ __forceinline__ void load_parameters(const float* p, int64_t c, bool vectors,
+                                                int channels, float factor, float absent,
+                                                float (&v)[kCount]) {
+#pragma unroll
+    for (int e = 0; e < kCount; e++) v[e] = factor * absent;
+    if (p == nullptr || channels <= 0) return;
+#pragma unroll
+    for (int e = 0; e < kCount; e += 4) {
+        float some[4];
+        load_channels(p + c + e, vectors, channels - e, some);
+#pragma unroll
+        for (int i = 0; i < 4; i++) v[e + i] = factor * some[i];
     }
 }
 
@@ -123,25 +175,37 @@ template <class T, int kSums, class Store>
 __device__ __forceinline__ void reduce_rows(const Sweep& sweep, const SweepThread<T>& thread,
                                             const float (&sums)[kSums][kVector<T>], float* shared,
                                             Store store) {
+    // Thread i: element i / lines of line i % lines, of which it has a part of the rows.
+    const int total = sweep.lines * kVector<T>, parts = kSweepThreads / total;
+    const int part = int(threadIdx.x) / total, i = int(threadIdx.x) - part * total;
+    const int e = i / sweep.lines, line = i - e * sweep.lines;
+    const int first_line = int(blockIdx.x) % sweep.channel_blocks * sweep.lines;
 #pragma unroll
     for (int s = 0; s < kSums; s++) {
         __syncthreads();
 #pragma unroll
-        for (int e = 0; e < kVector<T>; e++) {
-            shared[e * kSweepThreads + threadIdx.x] = sums[s][e];
+        for (int k = 0; k < kVector<T>; k++) {
+            shared[k * kSweepThreads + threadIdx.x] = sums[s][k];
         }
         __syncthreads();
-        // Thread i < lines * kVector: element i / lines of line i % lines.
-        const int total = sweep.lines * kVector<T>;
-        for (int i = threadIdx.x; i < total; i += kSweepThreads) {
-            const int e = i / sweep.lines, line = i - e * sweep.lines;
-            double sum = 0.0;  // a few adds per block: the last digits for nothing
-            for (int row = 0; row < sweep.rows; row++) {
+        float sum = 0.0f;
+        if (part < parts) {
+#pragma unroll 4
+            for (int row = part; row < sweep.rows; row += parts) {
                 sum += shared[e * kSweepThreads + row * sweep.lines + line];
             }
-            const int block = blockIdx.x % sweep.channel_blocks;
-            store(s, (block * sweep.lines + line) * kVector<T> + e, float(sum));
         }
+        if (parts > 1) {
+            __syncthreads();
+            shared[threadIdx.x] = sum;
+            __syncthreads();
+            sum = 0.0f;
+#pragma unroll 4
+            for (int other = 0; part == 0 && other < parts; other++) {
+                sum += shared[other * total + i];
+            }
+        }
+        if (part == 0) store(s, (first_line + line) * kVector<T> + e, sum);
     }
 }
 

@@ -1,4 +1,4 @@
-"""The command line: ``effnet-fast classify | info | bench | tune``.
+"""The command line: ``effnet-fast classify | cam | info | tables | bench | tune``.
 
 Exit statuses: 0 all done; 1 something was skipped or failed a check, and the rest was done; 2 the
 command could not do what was asked; 130 interrupted; 141 whoever read the output went away.
@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from effnet_fast.cli import bench, classify, info, tune
+from effnet_fast.cli import bench, cam, classify, info, tables, tune
 from effnet_fast.cli.common import CommandError, complain
 
 
@@ -41,7 +41,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="effnet-fast", description="EfficientNet on fused kernels."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    modules = {"classify": classify, "info": info, "bench": bench, "tune": tune}
+    modules = {
+        "classify": classify, "cam": cam, "info": info, "tables": tables, "bench": bench,
+        "tune": tune,
+    }  # fmt: skip
     for name, module in modules.items():
         text = (module.__doc__ or "").splitlines()[0]
         command = commands.add_parser(name, help=text, description=text)

@@ -8,19 +8,17 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from effnet_fast.backends import BACKENDS, BackendUnavailableError
-from effnet_fast.cli.common import CommandError, checked_backend, chosen_device, complain, emit
-from effnet_fast.models import EfficientNet, create_model
-from effnet_fast.ops.checks import PADDINGS
-from effnet_fast.preprocess import ImageError, imagenet_classes, load_image
+from effnet_fast.backends import BackendUnavailableError
+from effnet_fast.cli.common import CommandError, chosen_device, complain, emit
+from effnet_fast.cli.loading import add_model_arguments, load_model
+from effnet_fast.models import EfficientNet
+from effnet_fast.preprocess import ImageError, load_image
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Formats whose files PIL recognises but cannot decode: not searched for in folders.
@@ -30,19 +28,10 @@ STUBS = frozenset({"BUFR", "GRIB", "HDF5", "MPEG"})
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``effnet-fast classify``."""
     parser.add_argument("paths", nargs="+", metavar="IMAGE_OR_FOLDER", help="searched recursively")
-    parser.add_argument("--model", default="efficientnet_b0", help="default: %(default)s")
-    parser.add_argument(
-        "--weights", default="DEFAULT", metavar="NAME|PATH",
-        help="a published name, or a checkpoint of torchvision, timm or lukemelas",
-    )  # fmt: skip
-    parser.add_argument("--padding", choices=PADDINGS, help="default: as the weights had it")
-    parser.add_argument("--norm-eps", type=float, help="default: as the weights had it")
-    parser.add_argument("--labels", metavar="FILE", help="class names, one per line")
+    add_model_arguments(parser)
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: 16")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
-    parser.add_argument("--backend", default="auto", help=f"auto, {', '.join(BACKENDS)}")
     parser.add_argument("--json", action="store_true", help="one JSON object per picture and line")
 
 
@@ -56,12 +45,8 @@ def run(args: argparse.Namespace) -> int:
     paths = _collect(args.paths, report)
     if not paths:
         raise CommandError("no pictures to classify")
-    device, backend = chosen_device(args.device), checked_backend(args.backend)
-    labels = None if args.labels is None else _read_labels(args.labels)
-    options = {"padding": args.padding, "norm_eps": args.norm_eps, "backend": backend}
-    given = {name: value for name, value in options.items() if value is not None}
-    model = _load(args.model, args.weights, given)
-    labels = _fitting(labels, model.num_classes, args.labels)
+    device = chosen_device(args.device)
+    model, labels = load_model(args)
     model = model.to(device, DTYPES[args.dtype], memory_format=torch.channels_last)  # type: ignore[call-overload]
     hidden = len(paths) < 2 or not sys.stderr.isatty()
     with tqdm(total=len(paths), unit="picture", disable=hidden, file=sys.stderr) as bar:
@@ -132,37 +117,6 @@ def _collect(given: list[str], report: _Report) -> list[str]:
             report.skip(entry, "no pictures in this folder")
         paths += sorted(found)
     return paths
-
-
-def _read_labels(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"cannot read --labels {path!r}: {error}") from error
-
-
-def _load(name: str, weights: str, options: dict[str, Any]) -> EfficientNet:
-    """The model in eval mode; every way in which it cannot be had is a CommandError."""
-    try:
-        model = create_model(name, weights, progress=sys.stderr.isatty(), **options)
-    except (ValueError, OSError, ImportError) as error:
-        raise CommandError(str(error)) from error
-    if model.in_channels != 3 or model.num_classes == 0:
-        raise CommandError(
-            f"{weights} is for {model.in_channels} channels and {model.num_classes} classes: "
-            "classify needs 3 (RGB) and at least 1"
-        )
-    return model.eval()
-
-
-def _fitting(labels: list[str] | None, classes: int, path: str | None) -> list[str]:
-    """One label for each class: the given ones, ImageNet's, or the class's number."""
-    if labels is None:
-        names = imagenet_classes()
-        return [*names] if classes == len(names) else [f"class {i}" for i in range(classes)]
-    if len(labels) != classes:
-        raise CommandError(f"{path!r} has {len(labels)} lines and the model {classes} classes")
-    return labels
 
 
 def _batches(

@@ -172,6 +172,8 @@ def load(path: Path) -> Any:
     emulator = ctypes.CDLL(str(path))
     functions = {
         "emulator_set_order": lambda name: emulator.emulator_set_order(name.encode()),
+        "emulator_set_clusters": lambda has: emulator.emulator_set_clusters(ctypes.c_bool(has)),
+        "emulator_expect_nan": emulator.emulator_expect_nan,
         "emulator_device": emulator.emulator_device,
         "emulator_launch_device": emulator.emulator_launch_device,
     }

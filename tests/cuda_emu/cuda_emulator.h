@@ -13,7 +13,9 @@
 //   threads run in the order that emulator_set_order names: "forward", "reverse", "random:<seed>";
 // * an asynchronous copy that is not waited for: its target holds NaN until the wait, where the copy
 //   takes place, so that also an overwritten slot that others still read shows;
-// * blocks of more shared memory or threads than every supported device has.
+// * blocks of more shared memory or threads than every supported device has;
+// * of a cluster, whose blocks run as far ahead of each other as barriers let them: shared memory of a
+//   block that may have left, or that has not written it yet.
 // Compiled with -fsanitize=address,undefined also accesses out of bounds and misaligned vectors.
 //
 // What it cannot see: races within one instruction of a warp (threads run one at a time), memory
@@ -69,3 +71,4 @@
 #define __syncthreads() emulator::sync_threads({__FILE__, __LINE__})
 
 #include "device_functions.h"
+#include "matrix_functions.h"

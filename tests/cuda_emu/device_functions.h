@@ -34,7 +34,7 @@ template <class Unpack>
 void mma_m16n8k16(float (&c)[4], std::array<uint32_t, 4> a, std::array<uint32_t, 2> b,
                   Unpack unpack, EMULATOR_SITE) {
     const uint32_t own[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-    const Lanes lanes = all_gather(0xffffffffu, own, sizeof own, site);
+    const Lanes& lanes = all_gather(0xffffffffu, own, sizeof own, site);
     const int g = lane() / 4, t = lane() % 4;
     double sums[4] = {};
     for (int late = 0; late < 2; late++) {
@@ -59,7 +59,7 @@ void mma_m16n8k16(float (&c)[4], std::array<uint32_t, 4> a, std::array<uint32_t,
 
 // movmatrix.sync.m8n8.trans.b16.
 inline uint32_t movmatrix_trans(uint32_t pair, EMULATOR_SITE) {
-    const Lanes lanes = all_gather(0xffffffffu, &pair, sizeof pair, site);
+    const Lanes& lanes = all_gather(0xffffffffu, &pair, sizeof pair, site);
     const int g = lane() / 4, t = lane() % 4;
     uint16_t result[2];
     for (int e = 0; e < 2; e++)  // element (row 2 t + e, column g)
@@ -106,7 +106,7 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, EMULATO
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, EMULATOR_SITE) {
     const unsigned char mine = predicate != 0;
-    const emulator::Lanes lanes = emulator::all_gather(mask, &mine, 1, site);
+    const emulator::Lanes& lanes = emulator::all_gather(mask, &mine, 1, site);
     unsigned votes = 0;
     for (int i = 0; i < 32; ++i)
         if (mask >> i & 1u) votes |= unsigned(lanes.bytes[i][0]) << i;

@@ -30,6 +30,7 @@ def checks(orders: int) -> dict[str, Callable[[ModuleType], None]]:
 
     from tests.cases import DEPTHWISE, POINTWISE
     from tests.cuda_emu.backend import ORDERS, in_every_order
+    from tests.cuda_emu.exact import check_halves, check_infinities
     from tests.cuda_emu.far_apart import check_far_apart
     from tests.ops import test_backward as backward
     from tests.ops import test_forward as forward
@@ -86,9 +87,10 @@ def checks(orders: int) -> dict[str, Callable[[ModuleType], None]]:
             partial(forward.test_se_pool_and_gate, case=large),
             partial(backward.test_se_bwd_reduce, case=large),
             *on_cases(backward.test_se_bwd_reduce),
+            partial(forward.test_se_gate, t=7, n=5, c=260, r=10),
             *(
                 partial(backward.test_se_gate_bwd, n=n, c=c, r=r, act="silu")
-                for n, c, r in ((3, 50, 1), (5, 24, 30), (0, 8, 2), (17, 130, 9))
+                for n, c, r in ((3, 50, 1), (5, 24, 30), (0, 8, 2), (17, 130, 9), (131, 24, 53))
             ),
         ),
         "batch_norm": all_of(
@@ -100,6 +102,8 @@ def checks(orders: int) -> dict[str, Callable[[ModuleType], None]]:
             partial(backward.test_bn_bwd_coef, c=130, training=True),
         ),
         "far_apart": check_far_apart,
+        "infinities": check_infinities,
+        "halves": check_halves,
     }
 
 

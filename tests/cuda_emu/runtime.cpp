@@ -12,6 +12,14 @@ extern std::string last_message;
 
 namespace {
 int current_device = 0;
+int cluster_limit = emulator::kMaxCluster;
+}
+
+int emulator::largest_cluster() { return cluster_limit; }
+
+// Whether the device has clusters.
+extern "C" __attribute__((visibility("default"))) void emulator_set_clusters(bool has) {
+    cluster_limit = has ? emulator::kMaxCluster : 1;
 }
 
 // For the tests of the bridge.

@@ -32,7 +32,7 @@ constexpr size_t kStackBytes = 512 * 1024;  // address sanitizer's frames are la
 constexpr size_t kSharedAlignment = 128;
 constexpr int kPoison = 0xff;               // NaN in every float type, -1 in every int
 
-enum class State { kReady, kAtBarrier, kAtCollective, kDone };
+enum class State { kReady, kAtBarrier, kAtCluster, kAtCollective, kDone };
 
 struct Copy {
     void* shared;
@@ -46,7 +46,7 @@ struct Fiber {
     char* stack = nullptr;
     State state = State::kDone;
     uint3 index{};
-    int number = 0;
+    int number = 0, block = 0;  // of the thread in its block, of the block in its cluster
     Site site{};         // where it waits
     unsigned mask = 0;   // of the collective it waits for
     std::vector<Copy> open;
@@ -66,16 +66,23 @@ struct Warp {
     std::vector<Collective> collectives;
 };
 
-struct Device {
-    std::vector<Fiber> fibers;
+struct Block {
     std::vector<Warp> warps;
+    void* shared = nullptr;  // dynamic
+    uint3 index{};
+    int alive = 0, at_barrier = 0;
+};
+
+struct Device {
+    std::vector<Block> blocks;  // of the running cluster
+    std::vector<Fiber> fibers;  // of all its blocks
+    std::vector<char*> stacks;  // of no fiber now
     std::vector<int> order;
-    void* shared = nullptr;  // dynamic shared memory of the running block
     size_t shared_bytes = 0;
     dim3 grid, block;
-    uint3 block_index{};
     Fiber* current = nullptr;
-    int threads = 0, alive = 0, at_barrier = 0;
+    int threads = 0;  // of a block
+    int at_cluster = 0;
     bool failed = false;
     void (*body)(void*) = nullptr;
     void* argument = nullptr;
@@ -88,6 +95,10 @@ struct Device {
 } device;
 
 int launch_device = -1;
+bool nan_expected = false;
+
+Block& own_block() { return device.blocks[device.current->block]; }
+Warp& own_warp() { return own_block().warps[device.current->number / 32]; }
 
 // ---------------------------------------------------------------- fibers
 
@@ -124,15 +135,16 @@ void to_fiber(Fiber& fiber) {
 
 void leave_block() {
     Fiber& fiber = *device.current;
-    if (device.at_barrier > 0) {
+    if (own_block().at_barrier + device.at_cluster > 0) {
         for (const Fiber& other : device.fibers)
-            if (other.state == State::kAtBarrier)
+            if (other.state == State::kAtCluster ||
+                (other.state == State::kAtBarrier && other.block == fiber.block))
                 fail(other.site, "thread %d leaves the kernel, thread %d waits here", fiber.number,
                      other.number);
     }
     fiber.state = State::kDone;
-    --device.alive;
-    device.warps[fiber.number / 32].alive &= ~(1u << (fiber.number & 31));
+    --own_block().alive;
+    own_warp().alive &= ~(1u << (fiber.number & 31));
 }
 
 void enter_fiber() {
@@ -146,7 +158,11 @@ void enter_fiber() {
 }
 
 // A stack on which switch_stack finds six registers to pop and enter_fiber to return to.
-void prepare(Fiber& fiber, int number) {
+void prepare(Fiber& fiber, int block, int number) {
+    if (fiber.stack == nullptr && !device.stacks.empty()) {
+        fiber.stack = device.stacks.back();
+        device.stacks.pop_back();
+    }
     if (fiber.stack == nullptr) {
         void* memory = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -159,6 +175,7 @@ void prepare(Fiber& fiber, int number) {
     const unsigned n = number, x = device.block.x, y = device.block.y;
     fiber.state = State::kReady;
     fiber.number = number;
+    fiber.block = block;
     fiber.index = {n % x, n / x % y, n / (x * y)};
     fiber.open.clear();
     fiber.groups.clear();
@@ -170,50 +187,99 @@ void prepare(Fiber& fiber, int number) {
 
 // ---------------------------------------------------------------- blocks
 
+bool random_order() { return device.order_name.rfind("random", 0) == 0; }
+
 void arrange(std::vector<int>& order) {
     if (device.order_name == "reverse") std::reverse(order.begin(), order.end());
-    if (device.order_name.rfind("random", 0) == 0)
+    if (random_order())
         std::shuffle(order.begin(), order.end(), device.random);
 }
 
 void report_deadlock() {
     for (Fiber& fiber : device.fibers) {
-        if (fiber.state != State::kAtBarrier && fiber.state != State::kAtCollective) continue;
+        const char* what = nullptr;
+        if (fiber.state == State::kAtBarrier) what = "a barrier";
+        if (fiber.state == State::kAtCluster) what = "a barrier of the cluster";
+        if (fiber.state == State::kAtCollective) what = "a warp collective";
+        if (what == nullptr) continue;
         device.current = &fiber;
-        const char* what = fiber.state == State::kAtBarrier ? "a barrier" : "a warp collective";
+        const uint3 b = own_block().index;
         char text[256];
         std::snprintf(text, sizeof text, "%s:%d: deadlock: thread %d of block (%u,%u,%u) waits at %s",
-                      fiber.site.file, fiber.site.line, fiber.number, device.block_index.x,
-                      device.block_index.y, device.block_index.z, what);
+                      fiber.site.file, fiber.site.line, fiber.number, b.x, b.y, b.z, what);
         last_message = text;
         device.failed = true;
         return;
     }
 }
 
-void run_block() {
+bool run_if_ready(int thread) {
+    if (device.fibers[thread].state != State::kReady) return false;
+    to_fiber(device.fibers[thread]);
+    return true;
+}
+
+// The static shared memory of the blocks of a cluster is one: none of them may use it.
+bool static_shared_used() {
+    return std::any_of(__start_emulated_shared, __stop_emulated_shared,
+                       [](char byte) { return static_cast<unsigned char>(byte) != kPoison; });
+}
+
+// Lets the threads of a block run to their next stop; false: none could, or the launch has failed.
+bool run_threads(int block) {
+    const int first = block * device.threads;
+    std::iota(device.order.begin(), device.order.end(), first);
+    arrange(device.order);
+    bool any = false;
+    for (const int i : device.order) {
+        // In the fixed orders a warp runs on while one of its threads can: as far ahead of the
+        // others as barriers let it. In the random one all warps keep step.
+        bool ran = run_if_ready(i);
+        any |= ran;
+        while (ran && !random_order() && !device.failed) {
+            ran = false;
+            for (const int j : device.order) {
+                const bool same_warp = (j - first) / 32 == (i - first) / 32;
+                if (same_warp && !device.failed) ran |= run_if_ready(j);
+            }
+        }
+        if (device.failed) return false;
+    }
+    return any;
+}
+
+void run_cluster() {
     if (__start_emulated_shared)
         std::memset(__start_emulated_shared, kPoison,
                     __stop_emulated_shared - __start_emulated_shared);
-    std::memset(device.shared, kPoison, device.shared_bytes);
-    device.warps.assign((device.threads + 31) / 32, Warp{});
-    device.alive = device.threads;
-    device.at_barrier = 0;
-    for (int i = 0; i < device.threads; ++i) {
-        prepare(device.fibers[i], i);
-        device.warps[i / 32].alive |= 1u << (i & 31);
+    device.at_cluster = 0;
+    for (size_t b = 0; b < device.blocks.size(); ++b) {
+        Block& block = device.blocks[b];
+        std::memset(block.shared, kPoison, device.shared_bytes);
+        block.warps.assign((device.threads + 31) / 32, Warp{});
+        block.alive = device.threads;
+        block.at_barrier = 0;
+        for (int i = 0; i < device.threads; ++i) {
+            prepare(device.fibers[b * device.threads + i], static_cast<int>(b), i);
+            block.warps[i / 32].alive |= 1u << (i & 31);
+        }
     }
-    while (device.alive > 0) {
-        std::iota(device.order.begin(), device.order.end(), 0);
-        arrange(device.order);
+    const auto alive = [](const Block& block) { return block.alive > 0; };
+    std::vector<int> blocks(device.blocks.size());
+    while (std::any_of(device.blocks.begin(), device.blocks.end(), alive)) {
+        std::iota(blocks.begin(), blocks.end(), 0);
+        arrange(blocks);
         bool any = false;
-        for (const int i : device.order) {
-            if (device.fibers[i].state != State::kReady) continue;
-            any = true;
-            to_fiber(device.fibers[i]);
+        // Each block as far as it gets: what then waits for another one must say so.
+        for (const int block : blocks) {
+            while (run_threads(block)) any = true;
             if (device.failed) return;
         }
         if (!any) return report_deadlock();
+    }
+    if (device.blocks.size() > 1 && static_shared_used()) {
+        last_message = "a kernel that is launched in clusters uses static shared memory";
+        device.failed = true;
     }
 }
 
@@ -227,12 +293,12 @@ cudaError_t refuse(const char* what) {
 // ---------------------------------------------------------------- the running thread
 
 const uint3& thread_index() { return device.current->index; }
-const uint3& block_index() { return device.block_index; }
+const uint3& block_index() { return own_block().index; }
 const dim3& block_size() { return device.block; }
 const dim3& grid_size() { return device.grid; }
 int lane() { return device.current->number & 31; }
-unsigned alive_lanes() { return device.warps[device.current->number / 32].alive; }
-void* dynamic_shared_bytes() { return device.shared; }
+unsigned alive_lanes() { return own_warp().alive; }
+void* dynamic_shared_bytes() { return own_block().shared; }
 
 void fail(Site site, const char* format, ...) {
     char what[384], where[256];
@@ -240,7 +306,7 @@ void fail(Site site, const char* format, ...) {
     va_start(arguments, format);
     std::vsnprintf(what, sizeof what, format, arguments);
     va_end(arguments);
-    const uint3 b = device.block_index;
+    const uint3 b = own_block().index;
     std::snprintf(where, sizeof where, "%s:%d: block (%u,%u,%u) thread %d: ", site.file, site.line,
                   b.x, b.y, b.z, device.current->number);
     last_message = std::string(where) + what;
@@ -248,30 +314,70 @@ void fail(Site site, const char* format, ...) {
     for (;;) to_main();
 }
 
-void sync_threads(Site site) {
-    Fiber& fiber = *device.current;
-    if (device.alive < device.threads)
-        fail(site, "a barrier, but %d threads have left the kernel", device.threads - device.alive);
-    fiber.site = site;
-    fiber.state = State::kAtBarrier;
+namespace {
+
+// Another thread in `state`, of any block or of the running thread's, must wait at the same line.
+void check_same_barrier(State state, bool any_block, Site site) {
     for (const Fiber& other : device.fibers) {
-        if (other.state != State::kAtBarrier) continue;
+        if (other.state != state || !(any_block || other.block == device.current->block)) continue;
         if (other.site.line != site.line || std::strcmp(other.site.file, site.file) != 0)
             fail(site, "divergent barrier: thread %d waits at %s:%d", other.number, other.site.file,
                  other.site.line);
     }
-    if (++device.at_barrier == device.threads) {
+}
+
+}  // namespace
+
+void sync_threads(Site site) {
+    Fiber& fiber = *device.current;
+    Block& block = own_block();
+    if (block.alive < device.threads)
+        fail(site, "a barrier, but %d threads have left the kernel", device.threads - block.alive);
+    fiber.site = site;
+    fiber.state = State::kAtBarrier;
+    check_same_barrier(State::kAtBarrier, false, site);
+    if (++block.at_barrier == device.threads) {
         for (Fiber& other : device.fibers)
-            if (other.state == State::kAtBarrier) other.state = State::kReady;
-        device.at_barrier = 0;
+            if (other.state == State::kAtBarrier && other.block == fiber.block)
+                other.state = State::kReady;
+        block.at_barrier = 0;
         return;
     }
     to_main();
 }
 
-Lanes all_gather(unsigned mask, const void* value, size_t bytes, Site site) {
+void sync_cluster(Site site) {
     Fiber& fiber = *device.current;
-    Warp& warp = device.warps[fiber.number / 32];
+    for (const Block& block : device.blocks)
+        if (block.alive < device.threads)
+            fail(site, "a barrier of the cluster, but threads have left the kernel");
+    fiber.site = site;
+    fiber.state = State::kAtCluster;
+    check_same_barrier(State::kAtCluster, true, site);
+    if (++device.at_cluster == device.threads * static_cast<int>(device.blocks.size())) {
+        for (Fiber& other : device.fibers)
+            if (other.state == State::kAtCluster) other.state = State::kReady;
+        device.at_cluster = 0;
+        return;
+    }
+    to_main();
+}
+
+void* shared_bytes_of(void* own, int rank, Site site) {
+    if (rank < 0 || rank >= static_cast<int>(device.blocks.size()))
+        fail(site, "block %d of a cluster of %zu", rank, device.blocks.size());
+    const ptrdiff_t offset = static_cast<char*>(own) - static_cast<char*>(own_block().shared);
+    if (offset < 0 || offset >= static_cast<ptrdiff_t>(device.shared_bytes))
+        fail(site, "the address is not in dynamic shared memory");
+    const Block& other = device.blocks[rank];
+    if (other.alive < device.threads)
+        fail(site, "shared memory of block %d of the cluster, whose threads leave", rank);
+    return static_cast<char*>(other.shared) + offset;
+}
+
+const Lanes& all_gather(unsigned mask, const void* value, size_t bytes, Site site) {
+    Fiber& fiber = *device.current;
+    Warp& warp = own_warp();
     const int lane = fiber.number & 31;
     if (!(mask >> lane & 1u)) fail(site, "collective with mask %08x by lane %d", mask, lane);
     if (mask & ~warp.alive)
@@ -290,9 +396,9 @@ Lanes all_gather(unsigned mask, const void* value, size_t bytes, Site site) {
     if (mine.arrived == mask) {
         mine.arrived = 0;
         ++mine.generation;
-        const int first = fiber.number - lane;
+        const int first = fiber.number - lane, base = fiber.block * device.threads;
         for (int i = 0; i < 32 && first + i < device.threads; ++i) {
-            Fiber& other = device.fibers[first + i];
+            Fiber& other = device.fibers[base + first + i];
             if (other.state == State::kAtCollective && other.mask == mask)
                 other.state = State::kReady;
         }
@@ -300,14 +406,21 @@ Lanes all_gather(unsigned mask, const void* value, size_t bytes, Site site) {
         to_main();
     }
     // By index: another lane's new mask may have moved the vector.
-    return device.warps[fiber.number / 32].collectives[which].values[generation & 1];
+    return own_warp().collectives[which].values[generation & 1];
+}
+
+bool any_nan(float value, Site site) {
+    const unsigned char mine = value != value;
+    if (mine && !nan_expected) fail(site, "NaN in a sum of finite operands: something not written?");
+    const Lanes& lanes = all_gather(0xffffffffu, &mine, 1, site);
+    return std::any_of(lanes.bytes, lanes.bytes + 32, [](const auto& lane) { return lane[0] != 0; });
 }
 
 // ---------------------------------------------------------------- asynchronous copies
 
 void copy_async(void* shared, const void* global, int bytes, bool inside, Site site) {
     const auto at = reinterpret_cast<uintptr_t>(shared), from = reinterpret_cast<uintptr_t>(global);
-    const auto dynamic = reinterpret_cast<uintptr_t>(device.shared);
+    const auto dynamic = reinterpret_cast<uintptr_t>(own_block().shared);
     const auto fixed = reinterpret_cast<uintptr_t>(__start_emulated_shared);
     const auto fixed_end = reinterpret_cast<uintptr_t>(__stop_emulated_shared);
     const bool in_dynamic = at >= dynamic && at + bytes <= dynamic + device.shared_bytes;
@@ -343,12 +456,15 @@ void wait_async(int pending) {
 
 // ---------------------------------------------------------------- launches
 
-cudaError_t run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*), void* argument) {
+cudaError_t run_grid(dim3 grid, dim3 block, int cluster, size_t shared_bytes, void (*body)(void*),
+                     void* argument) {
     const uint64_t threads = uint64_t(block.x) * block.y * block.z;
     if (threads < 1 || threads > 1024) return refuse("a block has 1 to 1024 threads");
     if (shared_bytes > kMaxSharedBytes) return refuse("more shared memory than 99 KB");
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return refuse("an empty grid");
     if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) return refuse("too large a grid");
+    if (cluster < 1 || cluster > kMaxCluster) return refuse("a cluster has 1 to 8 blocks");
+    if (grid.x % cluster != 0) return refuse("a grid of whole clusters");
 
     cudaGetDevice(&launch_device);
     device.body = body;
@@ -357,27 +473,35 @@ cudaError_t run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(vo
     device.block = block;
     device.threads = static_cast<int>(threads);
     device.failed = false;
-    for (Fiber& fiber : device.fibers) fiber.state = State::kDone;
-    if (device.fibers.size() < threads) device.fibers.resize(threads);
+    if (device.fibers.size() != threads * cluster) {
+        for (Fiber& fiber : device.fibers)
+            if (fiber.stack != nullptr) device.stacks.push_back(fiber.stack);
+        device.fibers.assign(threads * cluster, Fiber{});
+    }
     device.order.resize(threads);
     device.shared_bytes = shared_bytes;
-    device.shared = ::operator new(shared_bytes, std::align_val_t(kSharedAlignment));
-    if (device.order_name.rfind("random", 0) == 0) {
+    device.blocks.assign(cluster, Block{});
+    for (Block& b : device.blocks)
+        b.shared = ::operator new(shared_bytes, std::align_val_t(kSharedAlignment));
+    if (random_order()) {
         const size_t colon = device.order_name.find(':');
         const char* seed = colon == std::string::npos ? "0" : device.order_name.c_str() + colon + 1;
         device.random.seed(static_cast<unsigned>(std::atoi(seed)));
     }
     const uint64_t per_layer = uint64_t(grid.x) * grid.y;
-    std::vector<int> blocks(per_layer * grid.z);
-    std::iota(blocks.begin(), blocks.end(), 0);
-    arrange(blocks);
-    for (const unsigned i : blocks) {
-        device.block_index = {i % grid.x, i / grid.x % grid.y, unsigned(i / per_layer)};
-        run_block();
+    std::vector<int> clusters(per_layer * grid.z / cluster);
+    std::iota(clusters.begin(), clusters.end(), 0);
+    arrange(clusters);
+    for (const unsigned first : clusters) {
+        for (int rank = 0; rank < cluster; ++rank) {
+            const unsigned i = first * cluster + rank;
+            device.blocks[rank].index = {i % grid.x, i / grid.x % grid.y, unsigned(i / per_layer)};
+        }
+        run_cluster();
         if (device.failed) break;
     }
-    ::operator delete(device.shared, std::align_val_t(kSharedAlignment));
-    device.shared = nullptr;
+    for (Block& b : device.blocks)
+        ::operator delete(b.shared, std::align_val_t(kSharedAlignment));
     return device.failed ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
@@ -387,6 +511,11 @@ extern "C" {
 
 __attribute__((visibility("default"))) void emulator_set_order(const char* name) {
     emulator::device.order_name = name;
+}
+
+// Whether operands may be infinite or NaN, so that sums may be NaN.
+__attribute__((visibility("default"))) void emulator_expect_nan(int expected) {
+    emulator::nan_expected = expected != 0;
 }
 
 // The device that was current at the last launch.

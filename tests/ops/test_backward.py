@@ -20,6 +20,7 @@ from tests.cases import (
     BACKENDS,
     DEPTHWISE,
     FLOATS,
+    INTERPRETED,
     POINTWISE,
     Case,
     activation_input,
@@ -383,7 +384,9 @@ def test_se_bwd_reduce(case: Case, dtype: torch.dtype, backend: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "c", "r"), [(3, 50, 1), (2, 40, 3), (1, 96, 4), (5, 24, 30), (0, 8, 2), (17, 130, 9)]
+    ("n", "c", "r"),
+    [(3, 50, 1), (2, 40, 3), (1, 96, 4), (5, 24, 30), (0, 8, 2), (17, 130, 9)]
+    + [(9, 300, 20), (131, 24, 53), (1, 2100, 7)] * (not INTERPRETED),
 )
 @pytest.mark.parametrize("act", ["silu", "relu"])
 def test_se_gate_bwd(

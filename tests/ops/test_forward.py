@@ -12,6 +12,7 @@ from tests.cases import (
     BACKENDS,
     DEPTHWISE,
     FLOATS,
+    INTERPRETED,
     POINTWISE,
     Case,
     activation_input,
@@ -255,19 +256,35 @@ def test_se_pool_and_gate(case: Case, dtype: torch.dtype, backend: str) -> None:
     base = scaled(x, a, "silu").mean((2, 3)).float()
     assert_within(pooled, base, truth, "pooled", terms=truth_map / hw, n=hw)
 
-    r = max(1, case.c // 5)  # a width that need not divide C
-    mlp = [torch.randn(r, case.c, 1, 1), torch.randn(r), torch.randn(case.c, r, 1, 1)]
-    mlp = [(v / max(v[0].numel(), 1) ** 0.5).to(dtype) for v in (*mlp, torch.randn(case.c))]
+    # As training passes it, and as strips of sums whose count is not theirs by chance.
+    check_gate(pooled[None], max(1, case.c // 5), 1, dtype, backend)
+    check_gate(torch.randn(3, case.n, case.c), max(1, case.c // 5), 7, dtype, backend)
+
+
+def check_gate(pool: Tensor, r: int, count: int, dtype: torch.dtype, backend: str) -> None:
+    """The gate of strips ``pool`` [T,N,C], by an MLP of width ``r`` with weights in ``dtype``."""
+    c = pool.shape[2]
+    mlp = [torch.randn(r, c, 1, 1), torch.randn(r), torch.randn(c, r, 1, 1)]
+    mlp = [(v / max(v[0].numel(), 1) ** 0.5).to(dtype) for v in (*mlp, torch.randn(c))]
 
     def eager(p: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
         return torch.sigmoid(F.linear(F.silu(F.linear(p, w1.flatten(1), b1)), w2.flatten(1), b2))
 
-    # As training passes it, and as strips of sums whose count is not theirs by chance.
-    for pool, count in ((pooled[None], 1), (torch.randn(3, case.n, case.c), 7)):
-        squeezed = pool.double().sum(0) / count
-        ours = op.se_gate(pool, *mlp, "silu", count, backend)
-        in_type = eager(squeezed.to(dtype), *mlp).float()
-        assert_within(ours, in_type, eager(squeezed, *[v.double() for v in mlp]), "gate")
+    squeezed = pool.double().sum(0) / count
+    ours = op.se_gate(pool, *mlp, "silu", count, backend)
+    in_type = eager(squeezed.to(dtype), *mlp).float()
+    assert_within(ours, in_type, eager(squeezed, *[v.double() for v in mlp]), "gate")
+
+
+#: (T, N, C, R): few and many strips and images, channels and weights that are no round number; the
+#: large ones are not for the interpreter.
+GATES = [(28, 9, 32, 8), (7, 5, 260, 10), (1, 17, 130, 9)]
+GATES += [(2, 9, 672, 28), (1, 1, 1152, 48), (1, 2, 2100, 270)] * (not INTERPRETED)
+
+
+@pytest.mark.parametrize(("t", "n", "c", "r"), GATES)
+def test_se_gate(t: int, n: int, c: int, r: int, dtype: torch.dtype, backend: str) -> None:
+    check_gate(torch.randn(t, n, c), r, 3 * t, dtype, backend)
 
 
 @pytest.mark.parametrize("case", DEPTHWISE, ids=str)

@@ -12,12 +12,12 @@ LAYERS = (
     ("limits", "reference", "backends", "kernels", "_C"),
     ("ops",),
     ("modules",),
-    ("architecture", "weights", "checkpoints", "preprocess", "profile"),
-    ("models",),
-    ("graph_engine",),
+    ("architecture", "weights", "checkpoints", "preprocess", "profile", "heatmap"),
+    ("models", "mobilenet", "resnet"),
+    ("graph_engine", "scaling", "cam"),
     ("engine",),
     ("",),
-    ("stock", "cli"),
+    ("stock", "tables", "cli"),
 )
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 OUTSIDE = ("tests", "bench", "examples")  # they import effnet_fast, never the other way

@@ -256,11 +256,11 @@ def test_weights_for_other_than_pictures_are_refused(
     tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch, options: dict[str, int]
 ) -> None:
     monkeypatch.setattr(
-        "effnet_fast.cli.classify.create_model",
+        "effnet_fast.cli.loading.create_model",
         lambda *args, **kwargs: ef.efficientnet_lite0(**options),
     )
     err = refused(capsys, "classify", *LITE0, "x.pth", picture("coffee.png"))
-    assert "classify needs 3 (RGB) and at least 1" in err
+    assert "pictures need 3 (RGB) and at least 1" in err
 
 
 def test_a_reader_that_went_away_ends_it_quietly(small: Path) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 import effnet_fast as ef
 from effnet_fast import architecture
 from effnet_fast.architecture import VARIANTS
-from effnet_fast.profile import OpRow, count
+from effnet_fast.profile import LayerRow, OpRow, count
 from effnet_fast.stock import import_torchvision
 
 #: GMACs at native resolution to three digits, where torchvision or timm publish it.
@@ -157,3 +157,49 @@ def test_another_head_is_counted() -> None:
 def test_what_is_no_image_model_is_refused() -> None:
     with pytest.raises(TypeError, match="Linear has no convolution"):
         count(nn.Linear(2, 2), 8)
+
+
+# ---------------------------------------------------------------- layer by layer
+
+
+def test_layers_add_up_and_are_the_models() -> None:
+    model = on_meta("efficientnet_b0")
+    profile = count(model, 224)
+    holders = [path for path, m in model.named_modules() if m._parameters]
+    assert [*profile.layers] == holders
+    for field in ("params", "macs", "activations"):
+        assert sum(getattr(row, field) for row in profile.layers.values()) == getattr(
+            profile, field
+        )
+    stem, squeeze = profile.layers["features.0.0"], profile.layers["features.1.0.block.1.fc1"]
+    assert stem == LayerRow(32 * 27, 1, 112 * 112 * 32 * 27, 112 * 112 * 32)
+    assert squeeze == LayerRow(32 * 8 + 8, 1, 32 * 8, 8)
+    assert profile.layers["features.0.1"] == LayerRow(64)
+    assert profile.layers["classifier.1"] == LayerRow(1281000, 1, 1280000, 1000)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet50"])
+def test_layers_of_ours_are_those_of_stock(name: str) -> None:
+    """Fused or not, in a model that is not an EfficientNet too."""
+    with torch.device("meta"):
+        ours, stock = getattr(ef, name)(), getattr(import_torchvision().models, name)()
+    assert count(ours, (96, 130)).layers == count(stock, (96, 130)).layers
+
+
+def test_a_layer_used_twice_and_a_weight_that_is_computed() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(self.conv(x))
+            return nn.functional.conv2d(x, self.conv.weight * 2)
+
+    profile = count(Twice(), 8)
+    macs = (2 * 64 + 36) * 3 * 27
+    assert profile.macs == macs
+    assert profile.layers == {
+        "conv": LayerRow(84, 2, 2 * 64 * 81, 2 * 64 * 3),
+        "": LayerRow(0, 1, 36 * 81, 36 * 3),
+    }

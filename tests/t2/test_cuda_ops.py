@@ -61,6 +61,7 @@ def emulated(test: Callable[..., None]) -> Callable[..., None]:
 test_depthwise_training = emulated(forward.test_depthwise_training)
 test_depthwise_inference = emulated(forward.test_depthwise_inference)
 test_se_pool_and_gate = emulated(forward.test_se_pool_and_gate)
+test_se_gate = emulated(forward.test_se_gate)
 test_bn_residual = emulated(forward.test_bn_residual)
 test_bn_finalize = emulated(forward.test_bn_finalize)
 test_gradient_on_load = emulated(backward.test_gradient_on_load)
