@@ -1,113 +1,85 @@
-"""Whole models, ours beside stock PyTorch: ``pytest bench/ --benchmark-only``.
+"""Whole models: ``pytest bench/bench_models.py --benchmark-only [-k b0] [-m inference] [--full]``.
 
-Every provider's result is checked against stock eager before it is timed: logits in inference, all
-parameter gradients in training. pytest-benchmark times one provider after the other; where a
-machine's clock drifts, ``effnet-fast bench``, which takes them in turn, is the fairer.
+B0, B1 and B4 in inference, by --full all of B0 to B7, ResNet-50 and ResNet-152, and training steps;
+at native resolution, batch 1 and the largest batch that fits; everyone of effnet_fast.cli.providers
+who can.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch import Tensor, nn
 
-from effnet_fast.backends import BACKENDS, BackendUnavailableError
-from effnet_fast.cli.providers import (
-    BAR,
-    STOCK,
-    Provider,
-    difference,
-    expected,
-    providers,
-    true_fp32,
-)
+from bench.arena import CLOCK, Arena, Entry
+from bench.contest import Entrant, contest
+from bench.schedules import RESOLUTIONS
+from bench.throughput import RESNETS, large_batch, providers_here
 
-MODEL = "efficientnet_b0"
-LABELS = [*STOCK, *(f"effnet_fast {backend}" for backend in BACKENDS)]
-#: Batch and side of the images; training is kept small, for it is slow on a CPU.
-INFERENCE, TRAINING = (1, 224), (4, 128)
+DEFAULT = ("efficientnet_b0", "efficientnet_b1", "efficientnet_b4")
+LABELS = providers_here(DEFAULT[0], torch.cuda.is_available())
+#: Rounds, and seconds after which a contest makes do with fewer.
+ROUNDS, SECONDS = 20, 20.0
 
 
-@pytest.fixture(autouse=True)
-def _true_fp32() -> Iterator[None]:
-    with true_fp32():
-        yield
+def hold(
+    entrants: dict[str, Entrant], mode: str, rounds: int = ROUNDS, seconds: float = SECONDS
+) -> dict[str, Entry]:
+    """The contest of those who can take part, by label."""
+    reasons = {label: entrant.why_not() for label, entrant in entrants.items()}
+    present = [label for label, reason in reasons.items() if reason is None]
+    found = {label: Entry(left_out=reason) for label, reason in reasons.items() if reason}
+    if present:
+        title = f"{entrants[present[0]].name}, {mode}"
+        outcomes = contest([entrants[label] for label in present], rounds, seconds, title)
+        for label, outcome in zip(present, outcomes, strict=True):
+            found[label] = Entry(outcome.record(mode), outcome.samples)
+    return found
 
 
-@cache
-def prepared(batch: int, side: int) -> tuple[Tensor, dict[str, Provider], dict[str, str]]:
-    """The images, the providers on them, and who is left out and why; on the GPU if any."""
-    torch.manual_seed(0)
-    x = torch.randn(batch, 3, side, side, device="cuda" if torch.cuda.is_available() else "cpu")
-    return x, *providers(MODEL, x)
+def hold_what_fits(
+    labels: list[str], name: str, n: int, training: bool, device: torch.device
+) -> dict[str, Entry]:
+    """The contest on the largest batch up to ``n``, by halves, that stock eager can compute."""
+    side = RESOLUTIONS.get(name, 224)
+    while True:
+        torch.manual_seed(0)
+        x = torch.randn(n, 3, side, side, device=device)
+        x = x.to(torch.bfloat16) if x.is_cuda else x
+        entrants = {label: Entrant(label, name, x, training) for label in labels}
+        try:
+            return hold(entrants, "training step" if training else "inference")
+        except torch.OutOfMemoryError:
+            if n == 1:
+                raise
+            n //= 2
 
 
-def synchronize(x: Tensor) -> None:
-    if x.is_cuda:
-        torch.cuda.synchronize()
+def cases() -> Iterator[Any]:
+    """(model, training, large batch or 1), each with its markers."""
+    for name in (*RESOLUTIONS, *RESNETS):
+        for training, large in ((False, False), (False, True), (True, True)):
+            marks = [pytest.mark.training if training else pytest.mark.inference]
+            if training or name not in DEFAULT:
+                marks.append(pytest.mark.full)
+            short = name.removeprefix("efficientnet_")
+            mode = "training" if training else "inference"
+            batch = "large_batch" if large else "batch_1"
+            yield pytest.param(name, training, large, id=f"{short}-{mode}-{batch}", marks=marks)
 
 
-def check(benchmark: BenchmarkFixture, compute: Callable[[], Tensor], truth: Tensor) -> None:
-    """Skip what cannot run, fail what is wrong, and keep what it takes to read the times later."""
-    try:
-        off = difference(compute(), truth)
-    except BackendUnavailableError as error:
-        pytest.skip(str(error))
-    assert off < BAR, f"wrong by {off:.1e} of the largest value: not timed (bar {BAR:g})"
-    benchmark.extra_info |= {
-        "difference": off,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-
-
-def training_step(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """Forward, cross entropy and backward; the gradients of all parameters."""
-    loss = nn.functional.cross_entropy(model(x), torch.arange(x.shape[0], device=x.device))
-    return list(torch.autograd.grad(loss, list(model.parameters())))
-
-
-def seeded_gradients(provider: Provider, x: Tensor) -> Tensor:
-    """All gradients of one step as one vector; dropout and stochastic depth drawn alike."""
-    torch.manual_seed(1)
-    step = training_step(provider.model.train(), provider.prepare(x))
-    return torch.cat([gradient.flatten() for gradient in step])
-
-
-@pytest.mark.benchmark(group=f"{MODEL}, inference, fp32, batch {INFERENCE[0]}, {INFERENCE[1]} px")
+@pytest.mark.benchmark(timer=CLOCK)
 @pytest.mark.parametrize("label", LABELS)
-def test_inference(benchmark: BenchmarkFixture, label: str) -> None:
-    x, found, left_out = prepared(*INFERENCE)
-    if label in left_out:
-        pytest.skip(left_out[label])
-    run = found[label]
-    own = run.prepare(x)
-    check(benchmark, lambda: run(own), expected(found, x)[0])
-
-    def timed() -> None:
-        run(own)
-        synchronize(own)
-
-    benchmark(timed)
-
-
-@pytest.mark.benchmark(group=f"{MODEL}, training, fp32, batch {TRAINING[0]}, {TRAINING[1]} px")
-@pytest.mark.parametrize("label", LABELS)
-def test_training_step(benchmark: BenchmarkFixture, label: str) -> None:
-    x, found, left_out = prepared(*TRAINING)
-    if label in left_out:
-        pytest.skip(left_out[label])
-    run = found[label]
-    own = run.prepare(x)
-    truth = found.get(next(iter(STOCK)), found["effnet_fast reference"])
-    check(benchmark, lambda: seeded_gradients(run, x), seeded_gradients(truth, x))
-
-    def timed() -> None:
-        training_step(run.model, own)
-        synchronize(own)
-
-    benchmark(timed)
+@pytest.mark.parametrize(("name", "training", "large"), list(cases()))
+def test_model(
+    benchmark: BenchmarkFixture, arena: Arena, device: torch.device,
+    request: pytest.FixtureRequest, name: str, training: bool, large: bool, label: str,
+) -> None:  # fmt: skip
+    n = large_batch(name, device, training) if large else 1
+    arena.enter(
+        request.node, benchmark,
+        lambda labels: hold_what_fits(labels, name, n, training, device),
+    )  # fmt: skip

@@ -1,9 +1,9 @@
 """Records of measurements: one immutable JSON-lines file per run, one measurement per line.
 
 A line holds what was measured (op, backend, mode, case, shape, dtype), the figures (milliseconds at
-the 20th, 50th and 80th percentile, bytes and flops of one call, peak memory in bytes), whether the
-result was checked before it was timed (gate), and the environment. Speed-ups are never stored:
-they are computed from two lines of one file.
+the 20th, 50th and 80th percentile, bytes and flops of one call, peak memory in bytes, launches),
+whether the result was checked before it was timed (gate), and the environment. Speed-ups are never
+stored: they are computed from two lines of one file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -27,8 +28,10 @@ from effnet_fast.cli.common import device_name
 FIELDS: dict[str, Any] = {
     "op": str, "backend": str, "mode": str, "case": str, "shape": list, "dtype": str,
     "ms": dict | None, "bytes": int | None, "flops": int | None, "peak_memory": int | None,
-    "gate": str, "environment": dict,
+    "gate": str, "environment": dict, "launches": int | None, "saved": int | None,
 }  # fmt: skip
+#: Fields that files written before they were thought of lack; they read as None.
+LATER = ("launches", "saved")
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,9 @@ class Record:
     """One measurement, less its environment.
 
     ``gate``: "passed", or what the check found; ``ms`` is then None: no speed on a red gate.
-    ``bytes`` and ``flops``: of one call, where they are known. ``peak_memory``: bytes allocated
-    on the GPU at the most, or None on a CPU.
+    ``bytes`` and ``flops``: of one call, where they are known. ``peak_memory``: bytes that the
+    provider takes at the most, see :mod:`bench.memory`. ``launches``: operators that move bytes;
+    ``saved``: bytes kept for the backward pass; both by the ledger (:mod:`bench.costs`).
     """
 
     op: str
@@ -51,6 +55,8 @@ class Record:
     bytes: int | None = None
     flops: int | None = None
     peak_memory: int | None = None
+    launches: int | None = None
+    saved: int | None = None
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -70,6 +76,11 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def slug(device: str) -> str:
+    """A device's name in a file's."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
 def _git(*arguments: str) -> str:
     """git's answer about this checkout; empty where there is none."""
     try:
@@ -87,10 +98,9 @@ class Writer:
     def __init__(self, folder: str | os.PathLike[str], device: torch.device) -> None:
         self.environment = environment(device)
         e = self.environment
-        slug = "".join(c if c.isalnum() else "-" for c in e["device"].lower()).strip("-")
-        while "--" in slug:
-            slug = slug.replace("--", "-")
-        name = f"{e['utc']}-{slug}-torch{e['torch']}-{e['commit'][:7] or 'nogit'}.jsonl"
+        name = (
+            f"{e['utc']}-{slug(e['device'])}-torch{e['torch']}-{e['commit'][:7] or 'nogit'}.jsonl"
+        )
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.path = Path(folder, name)
         self._file: TextIO = self.path.open("x")
@@ -114,6 +124,8 @@ def read(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
         for number, text in enumerate(file, 1):
             try:
                 line = json.loads(text)
+                if isinstance(line, dict):
+                    line = dict.fromkeys(LATER) | line
                 check(line)
             except ValueError as error:
                 raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from error

@@ -1,4 +1,5 @@
-"""Exact bytes of this library's schedule, kept in a file so that no change raises them unseen."""
+"""Exact bytes and launches of this library's schedule, kept in a file so that no change raises them
+unseen."""
 
 from __future__ import annotations
 
@@ -11,13 +12,13 @@ import torch
 
 from bench.ledger import Ledger, Rows
 
-_REGENERATE = "regenerate it with `python -m bench.traffic --write-snapshot`"
+_REGENERATE = "regenerate it with `python -m bench.gate ledger --write`"
 
 
 def write(path: Path, ledgers: Mapping[str, Ledger]) -> None:
-    """Write `ledgers`, by model name, as JSON: integers, bytes per image, sorted keys."""
+    """Write `ledgers`, by model name, as JSON: integers, sorted keys."""
     content = {
-        "unit": "bytes per image, bf16",
+        "unit": "bytes per image, bf16; launches of operators that move bytes",
         "torch": torch.__version__,
         "models": {name: _entry(ledger) for name, ledger in ledgers.items()},
     }
@@ -43,25 +44,29 @@ def compare(path: Path, ledgers: Mapping[str, Ledger]) -> tuple[list[str], list[
         after = _entry(ledger)
         for quantity, now in after.items():
             was = before[quantity]
-            if now["bytes"] == was["bytes"]:
+            if now["total"] == was["total"]:
                 continue
             change = _sentence(name, quantity, was, now)
-            (rose if now["bytes"] > was["bytes"] else fell).append(change)
+            (rose if now["total"] > was["total"] else fell).append(change)
     if rose and content["torch"] != torch.__version__:
         rose.append(f"the snapshot was taken with torch {content['torch']}")
     return rose, fell
 
 
 def _entry(ledger: Ledger) -> dict[str, dict[str, Any]]:
-    ops = {"inference": _moved(ledger.inference), "training": _moved(ledger.training), "saved": {}}
-    return {
-        quantity: {"bytes": figure, "ops": ops[quantity]}
-        for quantity, figure in ledger.figures().items()
-    }
+    runs = {"inference": ledger.inference, "training": ledger.training}
+    launches = {f"{mode} launches": _launches(rows) for mode, rows in runs.items()}
+    ops = {**{mode: _moved(rows) for mode, rows in runs.items()}, "saved": {}, **launches}
+    totals = ledger.figures() | {name: sum(calls.values()) for name, calls in launches.items()}
+    return {name: {"total": total, "ops": ops[name]} for name, total in totals.items()}
 
 
 def _moved(rows: Rows) -> dict[str, int]:
     return {name: row.moved for name, row in rows.items()}
+
+
+def _launches(rows: Rows) -> dict[str, int]:
+    return {name: row.calls for name, row in rows.items()}
 
 
 def _sentence(name: str, quantity: str, was: dict[str, Any], now: dict[str, Any]) -> str:
@@ -70,6 +75,7 @@ def _sentence(name: str, quantity: str, was: dict[str, Any], now: dict[str, Any]
         for op in sorted(was["ops"].keys() | now["ops"].keys())
     }
     changed = ", ".join(f"{op} {change:+d}" for op, change in ops.items() if change)
-    total = now["bytes"] - was["bytes"]
-    sentence = f"{name} {quantity}: {was['bytes']} -> {now['bytes']} bytes ({total:+d})"
+    change = now["total"] - was["total"]
+    unit = "" if quantity.endswith("launches") else " bytes"
+    sentence = f"{name} {quantity}: {was['total']} -> {now['total']}{unit} ({change:+d})"
     return f"{sentence}: {changed}" if changed else sentence

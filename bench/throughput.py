@@ -1,10 +1,10 @@
 """Measure whole models into a record: ``python -m bench.throughput [MODEL ...]``.
 
-Stock PyTorch (torchvision; eager NCHW, eager channels_last, torch.compile) and this library's
-backends, at native resolution, in inference and in a training step, beside this machine's copy
-bandwidth and matrix rate. On a GPU in bf16, on a CPU in fp32. Providers take turns (A B C A B C),
-and a provider is timed only if its result is as near to fp32's as the error rule asks: at most
-twice stock eager's own distance. What does not fit in memory is recorded as such.
+Stock PyTorch, other runtimes and this library (effnet_fast.cli.providers names them), at native
+resolution, in inference and in a training step, beside this machine's copy bandwidth and arithmetic
+rate. On a GPU in bf16, on a CPU in fp32. Providers take turns (A B C A B C), and a provider is
+timed only if its result is as near to fp32's as the error rule asks: at most twice stock eager's
+own distance. What does not fit in memory is recorded as such.
 
 "compile" tunes the most that torch.compile can, which takes minutes a model; "compile-default"
 is torch.compile as it comes. With "+graph" behind a provider's name one step of it is captured as
@@ -14,160 +14,69 @@ a CUDA graph and replayed (torch.compile's tuned mode does so by itself).
 from __future__ import annotations
 
 import argparse
-import copy
+import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
+from bench import fma
+from bench.contest import Entrant, contest
+from bench.costs import GRAPH, ledger
 from bench.records import Record, Writer
-from bench.timing import milliseconds, percentiles, replayable
-from effnet_fast import architecture
+from bench.schedules import RESOLUTIONS
+from bench.timing import milliseconds, percentiles
 from effnet_fast.cli.common import chosen_device
-from effnet_fast.models import create_model
-from effnet_fast.profile import count
-from effnet_fast.stock import calibrate, import_torchvision
+from effnet_fast.cli.providers import OURS, PROVIDERS
 
-STOCK = ("eager-nchw", "eager-channels-last", "compile")
-GRAPH = "+graph"
 RESNETS = ("resnet50", "resnet152")
 #: Largest batches to try on a GPU, for B0 to B7, then for the ResNets; halved until they fit.
 GPU_BATCH = dict(
     zip(
-        [*list(architecture.VARIANTS)[:8], *RESNETS],
+        [*RESOLUTIONS, *RESNETS],
         (256, 256, 128, 128, 64, 32, 32, 16, 256, 256),
         strict=True,
     )
 )
+#: On a CPU larger batches hardly gain and take long.
 CPU_BATCH = 8
-
-
-@dataclass
-class Provider:
-    """A model somebody computes, in a layout, in inference or training."""
-
-    model: nn.Module
-    layout: torch.memory_format
-    training: bool
-    graph: bool = False
-
-    def prepared(self, x: Tensor) -> Callable[[], Tensor]:
-        """A step on ``x``, to be called again and again."""
-        step = partial(self.step, x.contiguous(memory_format=self.layout))
-        return replayable(step) if self.graph else step
-
-    def step(self, x: Tensor) -> Tensor:
-        """What is timed: logits, or a training step less the optimiser, its loss."""
-        if not self.training:
-            with torch.inference_mode():
-                out: Tensor = self.model(x)
-            return out
-        self.model.zero_grad(set_to_none=True)
-        labels = torch.arange(x.shape[0], device=x.device)
-        loss = nn.functional.cross_entropy(self.model(x).float(), labels)
-        loss.backward()
-        return loss.detach()
-
-    def result(self, step: Callable[[], Tensor]) -> Tensor:
-        """What is checked of a :meth:`prepared` step: logits, or all gradients as one vector."""
-        out = step()
-        if self.training:
-            grads = [p.grad.flatten() for p in self.model.parameters() if p.grad is not None]
-            out = torch.cat(grads)
-        return out.float()
-
-
-def stock(name: str) -> nn.Module:
-    """torchvision's model of that name."""
-    model: nn.Module = getattr(import_torchvision().models, name)()
-    return model
-
-
-def build(label: str, name: str, state: dict[str, Tensor], x: Tensor, training: bool) -> Provider:
-    """The provider ``label`` of model ``name`` on ``x``'s device, in ``x``'s type."""
-    label, graph, _ = label.partition(GRAPH)
-    ours = not label.startswith(("eager", "compile"))
-    model = create_model(name, backend=label) if ours else stock(name)
-    model.load_state_dict(state)
-    layout = torch.contiguous_format if label == "eager-nchw" else torch.channels_last
-    model.to(x.device, x.dtype, memory_format=layout).train(training)  # type: ignore[call-overload]
-    for m in model.modules():  # the same gradients for all: nothing is dropped
-        if isinstance(m, nn.Dropout) or type(m).__name__ == "StochasticDepth":
-            m.eval()
-    if label.startswith("compile"):
-        tuned = x.is_cuda and label == "compile"
-        model = torch.compile(model, mode="max-autotune" if tuned else None)  # type: ignore[assignment]
-    return Provider(model, layout, training, bool(graph))
 
 
 def measure(
     name: str, labels: list[str], x: Tensor, training: bool, repeats: int, writer: Writer
-) -> None:
-    """Check every provider, time the good ones in turn, and write a record for each."""
-    cuda = x.is_cuda
-    reference = stock(name).to(x.device)
-    calibrate(reference, x.float())
-    state = {k: v.cpu() for k, v in reference.state_dict().items()}
-    wide = build("eager-nchw", name, state, x.float(), training)
-    exact = wide.result(wide.prepared(x.float()))
-    scale = exact.abs().max().item()
-    del wide
-
-    def off(provider: Provider, step: Callable[[], Tensor]) -> float:
-        return (provider.result(step) - exact).abs().max().item() / scale
-
-    base = build("eager-channels-last", name, state, x, training)
-    bar = 2 * off(base, base.prepared(x)) + torch.finfo(x.dtype).eps
-    del base
+) -> bool:
+    """Hold the contest and write a record for each; whether all of ours gave the right result."""
     mode = "training step" if training else "inference"
-    macs = count(copy.deepcopy(reference), (x.shape[2], x.shape[3])).macs
-    flops = 2 * macs * x.shape[0] * (3 if training else 1)
-    del reference
-    rows: list[tuple[str, Callable[[], Tensor] | None, str, int | None]] = []
-    for label in labels:
-        if cuda:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        others = torch.cuda.memory_allocated() if cuda else 0
-        try:
-            provider = build(label, name, state, x, training)
-            step = provider.prepared(x)
-            found = off(provider, step)
-        except torch.OutOfMemoryError:
-            rows.append((label, None, "out of memory", None))
-            continue
-        peak = torch.cuda.max_memory_allocated() - others if cuda else None
-        gate = "passed" if found <= bar else f"off by {found:.1e}, bar {bar:.1e}"
-        rows.append((label, step, gate, peak))
-    times: dict[str, list[float]] = {row[0]: [] for row in rows if row[2] == "passed"}
-    for _ in tqdm(
-        range(repeats + 1), desc=f"{name} {mode} {x.shape[0]}", leave=False, disable=None
-    ):
-        for label, timed, _, _ in rows:
-            if label in times and timed is not None:
-                times[label].append(milliseconds(timed, cuda))
-    for label, _, gate, peak in rows:
-        ms = percentiles(times[label][1:]) if label in times else None
-        writer.add(Record(
-            "model", label, mode, name, list(x.shape), str(x.dtype).removeprefix("torch."), ms,
-            gate, flops=flops, peak_memory=peak,
-        ))  # fmt: skip
-        outcome = gate
-        if ms is not None:
-            outcome = f"{ms['p50']:>10.3f} ms {1e3 * x.shape[0] / ms['p50']:>9.1f} images/s"
-        memory = "" if peak is None else f" {peak / 1e9:.2f} GB"
-        print(
-            f"{name:<17}{mode:<14} batch {x.shape[0]:<4} {label:<20}{outcome}{memory}", flush=True
-        )
+    entrants = [Entrant(label, name, x, training) for label in labels]
+    present = []
+    for entrant in entrants:
+        if (reason := entrant.why_not()) is None:
+            present.append(entrant)
+        else:
+            print(f"{name:<17}{mode:<14} {entrant.label} is left out: {reason}", flush=True)
+    good = True
+    for outcome in contest(present, repeats, title=f"{name} {mode} {x.shape[0]}"):
+        record = outcome.record(mode)
+        writer.add(record)
+        print(line(record), flush=True)
+        ours = record.backend.removesuffix(GRAPH) in OURS
+        good &= not ours or record.gate in ("passed", "out of memory")
+    return good
+
+
+def line(record: Record) -> str:
+    """A model's record for the eye."""
+    n, outcome = record.shape[0], record.gate
+    if record.ms is not None:
+        outcome = f"{record.ms['p50']:>10.3f} ms {1e3 * n / record.ms['p50']:>9.1f} images/s"
+    memory = "" if record.peak_memory is None else f" {record.peak_memory / 1e9:.2f} GB"
+    return f"{record.case:<17}{record.mode:<14} batch {n:<4} {record.backend:<20}{outcome}{memory}"
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, writer: Writer) -> float:
-    """Copy bandwidth and matrix rate, in the run whose figures are held against them.
+    """Copy bandwidth and matrix rate, in the run whose figures are held against them; and on a CPU
+    the peak of its multiply-adds.
 
     Returns the bandwidth, in TB/s.
     """
@@ -186,23 +95,52 @@ def ceilings(device: torch.device, dtype: torch.dtype, writer: Writer) -> float:
         writer.add(Record(op, "torch", "ceiling", op, shape, name, ms, "passed", moved, flops))
         rates[op] = (moved or flops or 0) / ms["p50"] / 1e9
         print(f"{op:<17}{rates[op]:>10.3f} {'TB/s' if op == 'copy' else 'Tflop/s'}", flush=True)
+    if not big:
+        try:
+            flop, times = fma.samples(20)
+        except OSError as error:
+            print(error, flush=True)
+            return rates["copy"]
+        ms = percentiles(times)
+        shape = [torch.get_num_threads()]
+        writer.add(
+            Record("fma", "c++", "ceiling", "fma", shape, "float32", ms, "passed", None, flop)
+        )
+        print(f"{'fma':<17}{flop / ms['p50'] / 1e9:>10.3f} Tflop/s", flush=True)
     return rates["copy"]
 
 
+def large_batch(name: str, device: torch.device, training: bool) -> int:
+    """The large batch to begin with, a power of two.
+
+    On a CPU, where too much ends the process, as many images as eager's saved activations leave
+    half of the memory for.
+    """
+    if device.type == "cuda":
+        return GPU_BATCH.get(name, 16)
+    if not training:
+        return CPU_BATCH
+    side = RESOLUTIONS.get(name, 224)
+    each = ledger("eager", name, side, side, torch.float32).saved
+    room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return min(CPU_BATCH, 2 ** max(0, (room // each).bit_length() - 1))
+
+
 def providers_here(name: str, cuda: bool) -> list[str]:
-    """Stock, and this library: what "auto" takes, on a GPU as a CUDA graph too."""
-    stock_here = (*STOCK, f"eager-channels-last{GRAPH}") if cuda else STOCK
-    if name in RESNETS:
-        return [*stock_here]
-    return [*stock_here, "auto", f"auto{GRAPH}"] if cuda else [*stock_here, "auto"]
+    """All that may compute ``name``; of this library on a GPU what "auto" takes, as a graph too."""
+    ours = ["engine", "auto", f"auto{GRAPH}"] if cuda else ["engine", "reference"]
+    theirs = [label for label in PROVIDERS if label not in (*OURS, "compile-default")]
+    if cuda:
+        theirs.insert(2, f"eager-channels-last{GRAPH}")
+    return theirs if name in RESNETS else [*theirs, *ours]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure and write; returns 0."""
+    """Measure and write; returns 0, or 1 where a result of this library was wrong."""
     parser = argparse.ArgumentParser(prog="python -m bench.throughput", description=__doc__)
     parser.add_argument("models", nargs="*", help="default: B0 to B7, ResNet-50 and ResNet-152")
     parser.add_argument("--out", default="bench/results", help="folder (default: %(default)s)")
-    parser.add_argument("--providers", nargs="+", help=f"some of {', '.join(STOCK)}, our backends")
+    parser.add_argument("--providers", nargs="+", help=f"some of {', '.join(PROVIDERS)}")
     parser.add_argument("--modes", nargs="+", default=["inference", "training"],
                         choices=["inference", "training"])  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:i")
@@ -210,31 +148,35 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, help="the large batch (default: what fits)")
     parser.add_argument("--resolution", type=int, help="default: native; ResNets 224")
     arguments = parser.parse_args(argv)
+    unknown = {p.removesuffix(GRAPH) for p in arguments.providers or ()} - PROVIDERS.keys()
+    if unknown:
+        parser.error(f"unknown provider {min(unknown)!r}; known: {', '.join(PROVIDERS)}")
     device = chosen_device(arguments.device)
     cuda = device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
     writer = Writer(arguments.out, device)
     ceilings(device, dtype, writer)
+    good = True
     for name in arguments.models or list(GPU_BATCH):
-        side = arguments.resolution or (
-            224 if name in RESNETS else architecture.variant(name).resolution
-        )
+        side = arguments.resolution or RESOLUTIONS.get(name, 224)
         labels = arguments.providers or providers_here(name, cuda)
-        large = arguments.batch_size or (GPU_BATCH.get(name, 16) if cuda else CPU_BATCH)
-        plans = [(1, False), (large, False)] if "inference" in arguments.modes else []
-        plans += [(large, True)] if "training" in arguments.modes else []
+        large = [arguments.batch_size or large_batch(name, device, t) for t in (False, True)]
+        plans = [(1, False), (large[0], False)] if "inference" in arguments.modes else []
+        plans += [(large[1], True)] if "training" in arguments.modes else []
         for n, training in plans:
-            _measure_what_fits(name, labels, n, side, dtype, device, training, arguments, writer)
+            good &= _measure_what_fits(
+                name, labels, n, side, dtype, device, training, arguments, writer
+            )
     writer.close()
     print(f"written: {writer.path}")
-    return 0
+    return 0 if good else 1
 
 
 def _measure_what_fits(
     name: str, labels: list[str], n: int, side: int, dtype: torch.dtype, device: torch.device,
     training: bool, arguments: Any, writer: Writer,
-) -> None:  # fmt: skip
-    """Halve the batch until stock eager and its check fit."""
+) -> bool:  # fmt: skip
+    """Halve the batch until stock eager and its check fit; what :func:`measure` returned."""
     while True:
         torch.manual_seed(0)
         x = torch.randn(n, 3, side, side, device=device).to(dtype)

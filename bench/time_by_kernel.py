@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from bench.throughput import Provider, build
 from effnet_fast import architecture
 from effnet_fast.cli.common import chosen_device
+from effnet_fast.cli.providers import Provider, build
 from effnet_fast.models import create_model
 
 #: Kernels to name; what is behind them is one line.
@@ -43,7 +43,7 @@ def table(rows: Iterable[tuple[str, int, float]], rounds: int) -> str:
 
 def measured(provider: Provider, x: torch.Tensor, rounds: int) -> list[tuple[str, int, float]]:
     """Kernels on a GPU, operators on a CPU: their own time."""
-    x = x.contiguous(memory_format=provider.layout)
+    x = provider.prepare(x)
     for _ in range(3):
         provider.step(x)
     activity = ProfilerActivity.CUDA if x.is_cuda else ProfilerActivity.CPU

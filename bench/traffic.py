@@ -3,11 +3,10 @@
     python -m bench.traffic                                  # B0 to B7, eager and this library
     python -m bench.traffic efficientnet_b0 --by-op          # which operators move the bytes
     python -m bench.traffic efficientnet_b0 --schedules eager compile ours --json
-    python -m bench.traffic --write-snapshot bench/ledger.json
-    python -m bench.traffic --check bench/ledger.json        # exit status 1 where a figure rose
 
-Each model is in bf16 and channels_last at its native resolution. `bench.ledger` says how bytes are
-counted, `bench.schedules` what the schedules are and how the budgets differ from eager.
+`python -m bench.gate ledger` holds the figures against committed ones. Each model is in bf16 and
+channels_last at its native resolution. `bench.ledger` says how bytes are counted, `bench.schedules`
+what the schedules are and how the budgets differ from eager.
 """
 
 from __future__ import annotations
@@ -15,11 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
-from bench import snapshot
 from bench.ledger import Ledger, Rows, moved, per_image
 from bench.schedules import BUDGETS, RESOLUTIONS, SCHEDULES, compiled_saved
 
@@ -74,18 +71,6 @@ def by_op(rows: Rows) -> str:
     return "\n".join(lines)
 
 
-def _check(path: Path, ledgers: Mapping[str, Ledger]) -> int:
-    rose, fell = snapshot.compare(path, ledgers)
-    for line in fell:
-        print(f"fell: {line}")
-    for line in rose:
-        print(f"rose: {line}", file=sys.stderr)
-    if fell and not rose:
-        print(f"to keep what was gained: python -m bench.traffic --write-snapshot {path}")
-    print(f"{len(ledgers)} models checked: {len(rose)} figures rose, {len(fell)} fell")
-    return 1 if rose else 0
-
-
 def _report(names: Sequence[str], schedules: Sequence[str], ops: bool, as_json: bool) -> None:
     figures: Figures = {}
     rows: dict[tuple[str, str, str], Rows] = {}
@@ -127,19 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--json", action="store_true", help="exact bytes as JSON")
     action.add_argument("--by-op", action="store_true", help="also a table of operators")
-    action.add_argument("--write-snapshot", type=Path, metavar="FILE", help="keep our exact bytes")
-    action.add_argument("--check", type=Path, metavar="FILE", help="fail where our bytes rose")
     options = parser.parse_args(argv)
     names = options.models or list(RESOLUTIONS)
     unknown = [name for name in names if name not in RESOLUTIONS]
     if unknown:
         parser.error(f"unknown model {unknown[0]!r}: expected some of {', '.join(RESOLUTIONS)}")
-    if options.write_snapshot or options.check:
-        ledgers = {name: ledger("ours", name) for name in names}
-        if options.check:
-            return _check(options.check, ledgers)
-        snapshot.write(options.write_snapshot, ledgers)
-        return 0
     _report(names, options.schedules, options.by_op, options.json)
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from effnet_fast import architecture
-from effnet_fast.backends import BackendUnavailableError
+from effnet_fast.backends import BACKENDS, BackendUnavailableError
 from effnet_fast.cli.common import CommandError, chosen_device, device_name, emit
-from effnet_fast.cli.providers import BAR, STOCK, difference, expected, providers, true_fp32
+from effnet_fast.cli.providers import (
+    BAR,
+    PROVIDERS,
+    STOCK,
+    Provider,
+    build,
+    calibrated_state,
+    difference,
+    expected,
+    true_fp32,
+    why_not,
+)
+
+#: Without --providers: what needs no optional runtime and no minutes of compilation.
+DEFAULT = (*STOCK, "engine", *BACKENDS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="default: 1")
     parser.add_argument("--resolution", type=int, metavar="PIXELS", help="default: the model's own")
     parser.add_argument("--repeats", type=int, default=20, metavar="N", help="default: 20")
+    parser.add_argument("--providers", nargs="+", choices=list(PROVIDERS), default=DEFAULT,
+                        metavar="P", help=f"some of {', '.join(PROVIDERS)}; default: "
+                        f"{', '.join(DEFAULT)}")  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: torch's")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
     parser.add_argument("--json", action="store_true", help="one JSON object per model and line")
@@ -46,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     with _threads(args.threads), true_fp32():
         for name, v in zip(names, variants, strict=True):
             side = args.resolution or v.resolution
-            result = measure(name, args.batch_size, side, args.repeats, device)
+            result = measure(name, args.batch_size, side, args.repeats, device, args.providers)
             all_good &= all(row["ok"] for row in result["rows"])
             emit(json.dumps(result) if args.json else _table(result))
     return 0 if all_good else 1
@@ -64,23 +81,30 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 def measure(
-    name: str, batch_size: int, resolution: int, repeats: int, device: torch.device
-) -> dict[str, Any]:
+    name: str, batch_size: int, resolution: int, repeats: int, device: torch.device,
+    labels: Sequence[str] = DEFAULT,
+) -> dict[str, Any]:  # fmt: skip
     """Check every provider, then time the good ones in turn (A B C A B C); times in ms."""
     x = torch.randn(batch_size, 3, resolution, resolution, device=device)
-    found, left_out = providers(name, x)
-    inputs = {label: provider.prepare(x) for label, provider in found.items()}
-    truth, whose = expected(found, x)
+    state = calibrated_state(name, x)
+    truth, whose = expected(name, state, x)
+    found: dict[str, Provider] = {}
     differences: dict[str, float] = {}
-    for label, provider in found.items():
+    left_out: dict[str, str] = {}
+    for label in labels:
+        if (reason := why_not(label, name, x)) is not None:
+            left_out[label] = reason
+            continue
+        found[label] = build(label, name, state, x)
         try:
-            differences[label] = difference(provider(inputs[label]), truth)
+            differences[label] = difference(found[label].result(x), truth)
         except BackendUnavailableError as error:  # this device's or this shape's own reason
             left_out[label] = str(error)
+    inputs = {label: provider.prepare(x) for label, provider in found.items()}
     times: dict[str, list[float]] = {p: [] for p, d in differences.items() if d < BAR}
     for _ in tqdm(range(repeats), desc=name, unit="round", leave=False, disable=None):
         for label, kept in times.items():
-            kept.append(_milliseconds(found[label], inputs[label], device))
+            kept.append(_milliseconds(found[label].step, inputs[label], device))
     return {
         "model": name,
         "batch_size": batch_size,

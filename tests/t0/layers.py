@@ -21,7 +21,9 @@ LAYERS = (
 )
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 OUTSIDE = ("tests", "bench", "examples")  # they import effnet_fast, never the other way
-OPTIONAL = ("torchvision", "timm", "safetensors", "triton")  # imported only where they are needed
+OPTIONAL = (  # imported only where they are needed
+    "torchvision", "timm", "safetensors", "triton", "onnxruntime", "openvino", "torch_tensorrt",
+)  # fmt: skip
 WITH_TRITON = ("effnet_fast.kernels", "effnet_fast.ops.on_triton")  # these import it at once,
 WITHOUT_TRITON = ("effnet_fast.kernels.limits",)  # but for what anyone may ask of the kernels
 

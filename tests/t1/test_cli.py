@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 import effnet_fast as ef
 from effnet_fast.cli import bench, main
-from effnet_fast.cli.providers import Provider, expected, providers
+from effnet_fast.cli.providers import Provider, build, calibrated_state, expected
 from effnet_fast.stock import import_torchvision
 from effnet_fast.weights import WEIGHTS
 
@@ -341,21 +343,21 @@ def test_bench_times_what_is_right(capsys: Captured) -> None:
     assert main(["bench", *TINY, "--threads", "1", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     labels = [row["provider"] for row in result["rows"]]
-    usable = [f"effnet_fast {b}" for b, reason in ef.backends().items() if reason is None]
-    assert labels == ["stock eager NCHW", "stock eager channels_last", *usable]
+    usable = [b for b, reason in ef.backends().items() if reason is None]
+    assert labels == ["eager-nchw", "eager-channels-last", "engine", *usable]
     assert len(result["left_out"]) == len(ef.backends()) - len(usable)
     for row in result["rows"]:
         assert row["ok"]
         assert 0 < row["ms"]["p20"] <= row["ms"]["p50"] <= row["ms"]["p80"]
     assert (result["threads"], torch.get_num_threads()) == (1, threads)
-    assert result["checked_against"] == "stock eager NCHW in fp32"
+    assert result["checked_against"] == "eager-nchw in fp32"
 
 
 def test_bench_of_lite_says_that_there_is_no_stock(capsys: Captured) -> None:
     assert main(["bench", "efficientnet_lite0", *TINY]) == 0
     out = capsys.readouterr().out
-    assert "left out: stock eager NCHW: torchvision has no EfficientNet-Lite" in out
-    assert "checked against effnet_fast reference in fp64" in out
+    assert "left out: eager-nchw: torchvision has no EfficientNet-Lite" in out
+    assert "checked against reference in fp64" in out
     assert "speed-up:" not in out
 
 
@@ -367,54 +369,50 @@ def test_bench_without_torchvision_says_so(
 
     monkeypatch.setattr("effnet_fast.cli.providers.import_torchvision", missing)
     assert main(["bench", *TINY]) == 0
-    assert "left out: stock eager NCHW: No module named" in capsys.readouterr().out
+    assert "left out: eager-nchw: No module named" in capsys.readouterr().out
 
 
-class Wrong(nn.Module):
-    """A model whose largest error is ``factor`` of its largest logit."""
+def planted(monkeypatch: pytest.MonkeyPatch, label: str, run: Callable[..., Tensor]) -> None:
+    """Provider ``label`` of ``effnet-fast bench`` computes ``run(model, x)`` from now on."""
 
-    def __init__(self, right: nn.Module, factor: float) -> None:
-        super().__init__()
-        self.right, self.factor = right, factor
+    def other(name: str, *rest: Any) -> Provider:
+        provider = build(name, *rest)
+        model = provider.model
+        return replace(provider, model=lambda x: run(model, x)) if name == label else provider
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.right(x)
-        return out * (1 + self.factor)
+    monkeypatch.setattr(bench, "build", other)
 
 
 @pytest.mark.parametrize("factor", [1e-3, float("nan"), float("inf")], ids=str)
 def test_a_wrong_provider_is_not_timed(
     capsys: Captured, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
-    def planted(name: str, x: Tensor) -> tuple[dict[str, Provider], dict[str, str]]:
-        found, left_out = providers(name, x)
-        wrong = Wrong(found["effnet_fast reference"].model, factor)
-        found["planted"] = Provider(wrong, torch.contiguous_format)
-        return found, left_out
-
-    monkeypatch.setattr(bench, "providers", planted)
+    planted(monkeypatch, "reference", lambda model, x: model(x) * (1 + factor))
     assert main(["bench", *TINY]) == 1
-    line = next(t for t in capsys.readouterr().out.splitlines() if t.startswith("planted"))
+    line = next(t for t in capsys.readouterr().out.splitlines() if t.startswith("reference"))
     assert "FAIL: not timed" in line
     assert main(["bench", *TINY, "--json"]) == 1
     row = json.loads(capsys.readouterr().out)["rows"][-1]
-    assert (row["provider"], row["ok"], row["ms"]) == ("planted", False, None)
+    assert (row["provider"], row["ok"], row["ms"]) == ("reference", False, None)
 
 
 def test_a_provider_that_cannot_run_this_input_is_left_out(
     capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Unable(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            raise ef.BackendUnavailableError("not these strides")
+    def unable(model: object, x: Tensor) -> Tensor:
+        raise ef.BackendUnavailableError("not these strides")
 
-    def planted(name: str, x: Tensor) -> tuple[dict[str, Provider], dict[str, str]]:
-        found, left_out = providers(name, x)
-        return {**found, "unable": Provider(Unable(), torch.contiguous_format)}, left_out
-
-    monkeypatch.setattr(bench, "providers", planted)
+    planted(monkeypatch, "reference", unable)
     assert main(["bench", *TINY]) == 0
-    assert "left out: unable: not these strides" in capsys.readouterr().out
+    assert "left out: reference: not these strides" in capsys.readouterr().out
+
+
+def test_bench_takes_the_providers_that_are_asked_for(capsys: Captured) -> None:
+    asked = ("--providers", "timm", "engine")
+    assert main(["bench", *TINY, *asked, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [row["provider"] for row in result["rows"]] == ["timm", "engine"]
+    assert all(row["ok"] for row in result["rows"])
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_lite0"])
@@ -422,7 +420,7 @@ def test_a_provider_that_cannot_run_this_input_is_left_out(
 def test_weights_of_the_bench_tell_right_from_wrong(name: str, shape: tuple[int, ...]) -> None:
     """Logits of order 1: neither so small that all agree nor so large that rounding decides."""
     x = torch.randn(shape)
-    truth, _ = expected(providers(name, x)[0], x)
+    truth, _ = expected(name, calibrated_state(name, x), x)
     assert 0.1 < truth.abs().max().item() < 10
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench import records, throughput
+from bench import contest, fma, records, throughput
 from bench.records import Record, Writer, read
+from effnet_fast.cli.providers import Provider
 
+B0 = "efficientnet_b0"
 MS = {"p20": 1.0, "p50": 1.5, "p80": 2.0}
 GOOD = Record("model", "compile", "inference", "efficientnet_b0", [1, 3, 8, 8], "float32", MS,
               "passed")  # fmt: skip
@@ -69,20 +71,58 @@ def test_a_run_checks_before_it_times(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(lines) == 6
     assert {line["gate"] for line in lines} == {"passed"}
 
-    plain = throughput.build
+    plain = contest.build
 
-    def planted(label: str, *rest: Any) -> throughput.Provider:
+    def planted(label: str, *rest: Any) -> Provider:
         provider = plain(label, *rest)
         if label == "reference":
             with torch.no_grad():
                 next(provider.model.parameters())[0, 0, 0, 0] += 0.1
         return provider
 
-    monkeypatch.setattr(throughput, "build", planted)
-    assert throughput.main([*command, "--out", str(tmp_path / "bad")]) == 0
+    monkeypatch.setattr(contest, "build", planted)
+    assert throughput.main([*command, "--out", str(tmp_path / "bad")]) == 1
     lines = [line for file in (tmp_path / "bad").iterdir() for line in read(file)]
     for line in lines:
         assert (line["ms"] is None) == (line["backend"] == "reference"), line["gate"]
+
+
+def test_an_unknown_provider_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        throughput.main([B0, "--providers", "engine", "caffe+graph"])
+    assert "unknown provider 'caffe'; known: eager-nchw, " in capsys.readouterr().err
+
+
+def test_files_from_before_a_field_was_thought_of_are_read(tmp_path: Path) -> None:
+    writer = Writer(tmp_path, torch.device("cpu"))
+    writer.add(GOOD)
+    writer.close()
+    line = json.loads(writer.path.read_text())
+    path = tmp_path / "old.jsonl"
+    path.write_text(json.dumps({k: v for k, v in line.items() if k not in records.LATER}) + "\n")
+    (read_back,) = read(path)
+    assert read_back == line
+    assert [read_back[name] for name in records.LATER] == [None, None]
+
+
+def test_the_ceilings_are_measured_into_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(fma, "ROUNDS", 1000)
+    for name in ("with", "without"):
+        writer = Writer(tmp_path / name, cpu)
+        throughput.ceilings(cpu, torch.float32, writer)
+        writer.close()
+        lines = {line["op"]: line for line in read(writer.path)}
+        assert {line["mode"] for line in lines.values()} == {"ceiling"}
+        assert lines["copy"]["bytes"] == 2 * lines["copy"]["shape"][0]
+        if name == "without":
+            assert lines.keys() == {"copy", "matmul"}
+            break
+        vector = lines["fma"]["flops"] / (2 * 12 * 1000 * torch.get_num_threads())
+        assert vector in (4, 8, 16)  # floats: SSE, AVX, AVX-512
+        monkeypatch.setattr(fma.shutil, "which", lambda name: None)
 
 
 @pytest.mark.skipif(not RESULTS, reason="no record is committed yet")

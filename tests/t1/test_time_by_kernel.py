@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from bench.throughput import Provider
 from bench.time_by_kernel import MOST, measured, table
+from effnet_fast.cli.providers import Provider
 
 
 def test_figures_are_per_round_and_sorted() -> None:

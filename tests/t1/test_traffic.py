@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv2d
 
-from bench import snapshot, traffic
+from bench import traffic
 from bench.ledger import Ledger, Row, Traffic, batch, moved, on_meta, per_image, training_step
 from bench.schedules import BUDGETS, RESOLUTIONS, SCHEDULES, compiled_saved
 from effnet_fast.stock import import_torchvision
@@ -275,53 +274,6 @@ LEDGER = Ledger(
     training={"lib::expand": Row(2, 100, 50), "lib::wgrad": Row(1, 30, 10)},
     saved=70,
 )
-RISEN = Ledger(
-    inference=LEDGER.inference,
-    training={"lib::expand": Row(2, 90, 50), "lib::wgrad": Row(1, 30, 21)},
-    saved=70,
-)
-FALLEN = Ledger(inference=LEDGER.inference, training=LEDGER.training, saved=69)
-
-
-def test_snapshot_names_what_rose(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.json"
-    snapshot.write(path, {"b0": LEDGER})
-    assert snapshot.compare(path, {"b0": LEDGER}) == ([], [])
-    (rose,), fell = snapshot.compare(path, {"b0": RISEN})
-    assert rose == "b0 training: 190 -> 191 bytes (+1): lib::expand -10, lib::wgrad +11"
-    assert fell == []
-    assert snapshot.compare(path, {"b0": FALLEN}) == ([], ["b0 saved: 70 -> 69 bytes (-1)"])
-
-
-def test_a_model_the_snapshot_lacks_fails(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.json"
-    snapshot.write(path, {"b0": LEDGER})
-    (rose,), _ = snapshot.compare(path, {"b1": LEDGER})
-    assert rose.startswith("b1 is not in")
-
-
-def test_a_file_that_is_no_snapshot_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.json"
-    path.write_text("[]")
-    with pytest.raises(ValueError, match="not a ledger snapshot"):
-        snapshot.compare(path, {"b0": LEDGER})
-
-
-@pytest.mark.parametrize(("now", "status"), [(LEDGER, 0), (FALLEN, 0), (RISEN, 1)])
-def test_check_exits_with_one_where_a_figure_rose(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    now: Ledger,
-    status: int,
-) -> None:
-    path = str(tmp_path / "ledger.json")
-    monkeypatch.setattr(traffic, "ledger", lambda schedule, name: LEDGER)
-    assert traffic.main(["--write-snapshot", path]) == 0
-    monkeypatch.setattr(traffic, "ledger", lambda schedule, name: now)
-    assert traffic.main(["--check", path]) == status
-    rose = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rose: ")]
-    assert len(rose) == (len(RESOLUTIONS) if status else 0)
 
 
 def test_table_and_json_hold_the_figures_and_budgets(
@@ -342,12 +294,3 @@ def test_an_unknown_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         traffic.main(["resnet50"])
     assert "unknown model 'resnet50'" in capsys.readouterr().err
-
-
-def test_no_figure_has_risen() -> None:
-    """The committed ledger of this library's schedule, every model, to the byte."""
-    ledgers = {name: traffic.ledger("ours", name) for name in RESOLUTIONS}
-    path = Path(__file__).parents[2] / "bench" / "ledger.json"
-    rose, fell = snapshot.compare(path, ledgers)
-    assert rose == []
-    assert fell == [], "a figure fell: regenerate bench/ledger.json to keep it"

@@ -1,15 +1,12 @@
 """What the CUDA C++ kernels cost on each architecture, as ptxas says: registers, spills, memory.
 
-    python -m tests.t3.cuda_resources            prints the table
-    python -m tests.t3.cuda_resources --write    makes tests/t3/cuda_budget.json of it
-
-A change of the kernels that raises a figure fails test_cuda_resources.py until the budget is
-written anew, and so shows in its diff.
+`python -m tests.t3.cuda_resources` prints the table, `python -m bench.gate cuda --write` makes
+tests/t3/cuda_budget.json of it. A change of the kernels that raises a figure fails until the budget
+is written anew, and so shows in its diff.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -128,23 +125,38 @@ def _lines(table: Table) -> Iterator[str]:
         yield f"| {name} | " + " | ".join(cells) + " |"
 
 
-def main() -> None:
-    """Print the table, or write the budget."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help=f"write {BUDGET.name}")
-    write = parser.parse_args().write
-    table = measure()
-    print("\n".join(_lines(table)))
-    if write:
-        rows = [
-            f'  "{a}": {{\n'
-            + ",\n".join(f"   {json.dumps(k)}: {json.dumps(list(r))}" for k, r in kernels.items())
-            + "\n  }"
-            for a, kernels in table.items()
-        ]
-        head = f'{{\n "nvcc": "{release()}",\n "columns": {json.dumps(Resources._fields)},\n'
-        BUDGET.write_text(head + ' "kernels": {\n' + ",\n".join(rows) + "\n }\n}\n")
+def risen(table: Table) -> list[str]:
+    """What is more than in the budget, or not in it, one sentence each.
+
+    Raises ValueError where the budget is of another nvcc.
+    """
+    written_with, budget = read_budget()
+    if written_with != release():
+        raise ValueError(f"the budget is of nvcc {written_with}, this is {release()}")
+    found = []
+    for architecture, kernels in table.items():
+        for name, mine in kernels.items():
+            allowed = budget[architecture].get(name)
+            if allowed is None:
+                found.append(f"sm_{architecture}: {name} is not in {BUDGET.name}")
+                continue
+            for field, value, most in zip(Resources._fields, mine, allowed, strict=True):
+                if value > most:
+                    found.append(f"sm_{architecture}: {name}: {field} {most} -> {value}")
+    return found
+
+
+def write(table: Table) -> None:
+    """Make the budget of ``table``."""
+    rows = [
+        f'  "{a}": {{\n'
+        + ",\n".join(f"   {json.dumps(k)}: {json.dumps(list(r))}" for k, r in kernels.items())
+        + "\n  }"
+        for a, kernels in table.items()
+    ]
+    head = f'{{\n "nvcc": "{release()}",\n "columns": {json.dumps(Resources._fields)},\n'
+    BUDGET.write_text(head + ' "kernels": {\n' + ",\n".join(rows) + "\n }\n}\n")
 
 
 if __name__ == "__main__":
-    main()
+    print("\n".join(_lines(measure())))

@@ -12,21 +12,20 @@ import pytest
 import torch
 
 from tests.t3 import budget
-from tests.t3.dry_launch import (
-    RESOLUTIONS,
-    Specialisation,
-    one_of_each_kind,
-    recording,
-    run_model,
-)
+from tests.t3.dry_launch import Specialisation, one_of_each_kind
 from tests.t3.resources import Resources, measure_all
+from tests.t3.triton_resources import (
+    ALL,
+    ENDS,
+    SAMPLES,
+    Kernels,
+    label,
+    most,
+    risen,
+    specialisations,
+)
 
-ALL = tuple(RESOLUTIONS)
-#: The family's smallest, middle and largest: the shapes at the ends of every heuristic.
-ENDS = ("efficientnet_b0", "efficientnet_b4", "efficientnet_b7")
 B0 = ("efficientnet_b0",)
-#: The other types and architectures, all of them by -m thorough; fp16 compiles as bf16 does.
-SAMPLES = [(90, torch.float32), (80, torch.bfloat16), (100, torch.bfloat16)]
 
 _measured: dict[tuple[int, str], Resources | str] = {}
 
@@ -68,7 +67,7 @@ def report(found: list[tuple[Specialisation, Resources | str]]) -> str:
 def check(
     what: str, recorded: dict[tuple[str, str, str], Specialisation], architecture: int,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> Kernels:  # fmt: skip
     start = time.monotonic()
     fresh = {k: s for k, s in recorded.items() if (architecture, str(k)) not in _measured}
     for key, (_, resources) in zip(fresh, measure_all(fresh.values(), architecture), strict=True):
@@ -82,20 +81,18 @@ def check(
     # Not by name: specialisations that differ in hints alone share theirs.
     wrong = [f"{s}: {text}" for s, r in found if (text := complaints(s, r, architecture))]
     assert not wrong, "\n".join(wrong)
+    return most(found)
 
 
-def specialisations(
-    models: tuple[str, ...], dtype: torch.dtype, architecture: int
-) -> dict[tuple[str, str, str], Specialisation]:
-    with recording(architecture) as recorded:
-        for name in models:
-            run_model(name, dtype)
-    return recorded
+def assert_not_risen(what: str, kernels: Kernels, architecture: int, dtype: torch.dtype) -> None:
+    table = {label(what, architecture, dtype): kernels}
+    assert risen(table) == [], "python -m bench.gate triton --write records a change that is meant"
 
 
 def test_the_ends_of_the_family(capsys: pytest.CaptureFixture[str]) -> None:
     found = specialisations(ENDS, torch.bfloat16, 90)
-    check("bf16, B0, B4 and B7", found, 90, capsys)
+    kernels = check("bf16, B0, B4 and B7", found, 90, capsys)
+    assert_not_risen("B0, B4 and B7", kernels, 90, torch.bfloat16)
 
 
 @pytest.mark.parametrize(("architecture", "dtype"), SAMPLES, ids=str)
@@ -103,7 +100,8 @@ def test_one_of_each_kind(
     architecture: int, dtype: torch.dtype, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kinds = one_of_each_kind(specialisations(B0, dtype, architecture))
-    check(f"{dtype}, B0, one of each kind", kinds, architecture, capsys)
+    kernels = check(f"{dtype}, B0, one of each kind", kinds, architecture, capsys)
+    assert_not_risen("B0, one of each kind", kernels, architecture, dtype)
 
 
 @pytest.mark.thorough
