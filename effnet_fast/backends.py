@@ -144,7 +144,9 @@ def choose(op: str, name: str, *args: Any) -> str:
     """The concrete backend for ``op`` on ``args``; ``name`` is what :func:`requested` returned.
 
     A matrix product that csrc/cuda has no kernel for is Triton's first, also where "cuda" is asked
-    for: Triton fuses what goes before and after, "cuda" then only puts passes around cuBLAS.
+    for: Triton fuses what goes before and after, "cuda" then only puts passes around cuBLAS. Of
+    products that it has a kernel for "auto" leaves Triton the forward ones of long sums
+    (limits.CUDA_SHORT_SUM), by what was measured on an H200; in every other op CUDA's was faster.
 
     Raises:
         BackendUnavailableError: the backend asked for by name cannot run it; the message is its
@@ -165,7 +167,8 @@ def choose(op: str, name: str, *args: Any) -> str:
 def _candidates(op: str, name: str, args: tuple[Any, ...]) -> tuple[str, ...]:
     fused = op not in limits.PRODUCTS or (len(args) > 1 and limits.cuda_product(op, args) is None)
     if name == "auto":
-        return BACKENDS if fused else _PRODUCTS_ORDER
+        long_sum = op == "pointwise" and fused and args[0].shape[1] > limits.CUDA_SHORT_SUM
+        return BACKENDS if fused and not long_sum else _PRODUCTS_ORDER
     if name == "cuda" and not fused and _machine_why_not("cuda") is None:
         return ("triton", "cuda")
     return (name,)

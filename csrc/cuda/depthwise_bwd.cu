@@ -444,8 +444,7 @@ size_t depthwise_bwd_workspace(const DepthwiseBwdArgs& args) {
         using T = std::remove_pointer_t<decltype(type)>;
         BwdParams p = {};
         const Tile tile = Layout<T, kernel.value, stride.value>::tile(args, &p);
-        const int parts = std::max(tile.parts, bwd_tensor_parts(args));
-        bytes = size_t(kernel.value * kernel.value + kSums) * args.shape.c * parts * 4;
+        bytes = size_t(kernel.value * kernel.value + kSums) * args.shape.c * tile.parts * 4;
         return cudaSuccess;
     });
     return bytes;
@@ -464,14 +463,10 @@ cudaError_t depthwise_bwd(const DepthwiseBwdArgs& args, cudaStream_t stream) {
         return status != cudaSuccess ? status
                                      : launch_zero(args.sums, int64_t(2) * shape.c, stream);
     }
-    const auto first_stage = [&] {
-        if (bwd_tensor_takes(args)) return depthwise_bwd_tensor(p, stream);
-        return dispatch(shape, [&](auto* type, auto kernel, auto stride) {
-            using T = std::remove_pointer_t<decltype(type)>;
-            return launch_depthwise_bwd<T, kernel.value, stride.value>(p, stream);
-        });
-    };
-    const cudaError_t status = first_stage();
+    const cudaError_t status = dispatch(shape, [&](auto* type, auto kernel, auto stride) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        return launch_depthwise_bwd<T, kernel.value, stride.value>(p, stream);
+    });
     if (status != cudaSuccess || (args.dw == nullptr && args.sums == nullptr)) return status;
     const int taps = shape.kernel * shape.kernel;
     const int64_t length = int64_t(taps + kSums) * shape.c;

@@ -1,4 +1,4 @@
-// What the two depthwise backward kernels share: their parameters.
+// The depthwise backward kernel's parameters.
 //
 // Positions are rows u and columns v of padded x, divided by the stride: tap (i, j) joins position
 // (u, v) and dy[u - i / S, v - j / S].
@@ -37,11 +37,5 @@ inline bool whole_maps(const DepthwiseBwdArgs& args) {
            whole_vectors(dense_map(args.y, s.p, s.q, s.c), s.dtype, s.c) &&
            whole_vectors(dense_map(args.g, s.p, s.q, s.c), s.dtype, s.c);
 }
-
-// depthwise_tensor_bwd.cu: whether its kernel takes an op, its programs per channel, and its
-// launch.
-bool bwd_tensor_takes(const DepthwiseBwdArgs& args);
-int bwd_tensor_parts(const DepthwiseBwdArgs& args);
-cudaError_t depthwise_bwd_tensor(BwdParams& p, cudaStream_t stream);
 
 }  // namespace effnet_fast

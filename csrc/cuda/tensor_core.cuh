@@ -28,19 +28,6 @@ __device__ __forceinline__ void load_matrices(const void* row, uint32_t (&matric
 #endif
 }
 
-// The same, each matrix transposed: rows in memory are columns in registers.
-__device__ __forceinline__ void load_transposed(const void* row, uint32_t (&matrices)[4]) {
-#ifdef EFFNET_FAST_EMULATED
-    emulator::load_transposed(row, matrices);
-#else
-    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
-                 : "r"(address)
-                 : "memory");
-#endif
-}
-
 // d = c + [a0 a2; a1 a3] [b0; b1]: 16 x 16 times 16 x 8, of which the operand b is held transposed.
 template <class T>
 __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,

@@ -18,16 +18,4 @@ inline void load_matrices(const void* row, uint32_t (&matrices)[4],
     for (int m = 0; m < 4; ++m) std::memcpy(&matrices[m], rows.bytes[8 * m + g] + 4 * t, 4);
 }
 
-// Of columns 2 t and 2 t + 1, row g is element g of rows 2 t and 2 t + 1.
-inline void load_transposed(const void* row, uint32_t (&matrices)[4],
-                            Site site = {__builtin_FILE(), __builtin_LINE()}) {
-    const Lanes& rows = gather_rows(row, site);
-    const int g = lane() / 4, t = lane() % 4;
-    for (int m = 0; m < 4; ++m) {
-        uint16_t pair[2];
-        for (int e = 0; e < 2; ++e) std::memcpy(&pair[e], rows.bytes[8 * m + 2 * t + e] + 2 * g, 2);
-        std::memcpy(&matrices[m], pair, 4);
-    }
-}
-
 }  // namespace emulator

@@ -30,8 +30,7 @@ class Bug(NamedTuple):
 
 FORWARD, TILE = "cuda/depthwise_fwd.cu", "cuda/depthwise.cuh"
 TENSOR, OPERANDS = "cuda/depthwise_tensor.cu", "cuda/depthwise_tensor.cuh"
-BACKWARD, TENSOR_BWD = "cuda/depthwise_bwd.cu", "cuda/depthwise_tensor_bwd.cu"
-OPERANDS_BWD = "cuda/depthwise_tensor_bwd.cuh"
+BACKWARD = "cuda/depthwise_bwd.cu"
 SE, NORM = "cuda/squeeze_excite.cu", "cuda/batch_norm.cu"
 MLP, GATE, GATE_BWD = "cuda/se_mlp.cuh", "cuda/se_gate.cu", "cuda/se_gate_bwd.cu"
 SWEEP, REDUCE = "cuda/sweep.cuh", "cuda/reduce.cu"
@@ -143,45 +142,6 @@ DEPTHWISE_BWD = [
         "depthwise_bwd"),
     Bug("images that lie far apart share a block", TILE, "(kReach - 1) / (4 * stride)",
         "kReach + 0 * stride", "far_apart"),
-]  # fmt: skip
-
-DEPTHWISE_TENSOR_BWD = [
-    Bug("tensor backward: no barrier between rows", TENSOR_BWD,
-        "__syncthreads(); // What the step before", "// What the step before", "depthwise_bwd"),
-    Bug("tensor backward: no wait for the copies", TENSOR_BWD, "wait_async<U::kStages - 2>();", "",
-        "depthwise_bwd"),
-    Bug("tensor backward: a wait for one group too few", TENSOR_BWD,
-        "wait_async<U::kStages - 2>();", "wait_async<U::kStages - 1>();", "depthwise_bwd"),
-    Bug("tensor backward: a split row rebuilt while it is read", OPERANDS_BWD,
-        "static constexpr int kSplits = K + 1;", "static constexpr int kSplits = K;",
-        "depthwise_bwd"),
-    Bug("tensor backward: a stage filled a step early", TENSOR_BWD,
-        "start_copies(step + U::kStages);", "start_copies(step + U::kStages + 1);",
-        "depthwise_bwd"),
-    Bug("tensor backward: a row of x a step late", TENSOR_BWD, "u_start - 1 - shape.pad_top",
-        "u_start - shape.pad_top", "depthwise_bwd"),
-    Bug("tensor backward: taps not turned around", TENSOR_BWD,
-        "taps[K - 1 - tap / K][K - 1 - tap % K] =", "taps[tap / K][tap % K] =", "depthwise_bwd"),
-    Bug("tensor backward: no low half of x", TENSOR_BWD,
-        "transpose(exists(o) ? low : 0);", "transpose(exists(o) ? 0 * low : 0);", "halves"),
-    Bug("tensor backward: no low half of dy", TENSOR_BWD,
-        "*reinterpret_cast<uint32_t*>(to + row_bytes + at) = low;",
-        "*reinterpret_cast<uint32_t*>(to + row_bytes + at) = 0 * low;", "halves"),
-    Bug("tensor backward: columns outside in the weight gradient", TENSOR_BWD,
-        "transpose(exists(o) ? high : 0);", "transpose(high);", "depthwise_bwd"),
-    Bug("tensor backward: columns outside in the sums", TENSOR_BWD,
-        "d = exists(o) ? d * slopes[o][e] : 0.0f;", "d *= slopes[o][e];", "depthwise_bwd"),
-    Bug("tensor backward: one image's gate for all", TENSOR_BWD, "if (tile.images > 1) {",
-        "if (tile.images > 99) {", "depthwise_bwd"),
-    Bug("tensor backward: rows of dy after the last dropped", TENSOR_BWD, "steps = last + K - 1;",
-        "steps = last;", "depthwise_bwd"),
-    Bug("tensor backward: rows of x off by one in the weights", TENSOR_BWD,
-        "const int x = (phase + 1 + tap) % K;", "const int x = (phase + tap) % K;",
-        "depthwise_bwd"),
-    Bug("tensor backward: both halves in one sum", OPERANDS_BWD, "to[0] = first + second;",
-        "to[0] = first;", "halves"),
-    Bug("tensor backward: an infinity spreads to other channels", TENSOR_BWD,
-        "if (any_nan(any)) {", "if (any_nan(0.0f)) {", "infinities"),
 ]  # fmt: skip
 
 PRODUCT, FRAGMENTS = "cuda/pointwise.cuh", "cuda/mma.cuh"
@@ -302,5 +262,5 @@ BATCH_NORM = [
         "load_channels(p + c + e, vectors, channels, some);", "batch_norm", True),
 ]  # fmt: skip
 
-FORWARDS, BACKWARDS = [*DEPTHWISE, *DEPTHWISE_TENSOR], [*DEPTHWISE_BWD, *DEPTHWISE_TENSOR_BWD]
-BUGS = [*FORWARDS, *BACKWARDS, *POINTWISE, *SQUEEZE_EXCITE, *BATCH_NORM]
+DEPTHWISES = [*DEPTHWISE, *DEPTHWISE_TENSOR, *DEPTHWISE_BWD]
+BUGS = [*DEPTHWISES, *POINTWISE, *SQUEEZE_EXCITE, *BATCH_NORM]

@@ -106,6 +106,8 @@ def test_a_product_is_cudas_where_it_has_a_kernel(monkeypatch: pytest.MonkeyPatc
         assert chosen(name, 16) == "cuda"
         assert chosen(name, 12) == "triton"
     assert chosen("triton", 16) == "triton"
+    assert chosen("auto", 480) == chosen("cuda", 488) == "cuda"
+    assert chosen("auto", 488) == "triton"
     shut.add("triton")
     assert chosen("auto", 12) == chosen("cuda", 12) == "cuda"
     shut.add("cuda")
