@@ -15,7 +15,7 @@ from tests.t3.cuda_resources import (
 pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="nvcc is not here")
 
 #: Kernels that may spill, because what they hold is more than a thread's registers.
-MAY_SPILL = ("depthwise_bwd_kernel", "project_bwd_kernel")
+MAY_SPILL = ("depthwise_bwd_kernel", "project_bwd_kernel", "wgrad_kernel")
 MAY_SPILL += ("wgrad_kernel",)
 
 
