@@ -146,7 +146,8 @@ def choose(op: str, name: str, *args: Any) -> str:
     A matrix product that csrc/cuda has no kernel for is Triton's first, also where "cuda" is asked
     for: Triton fuses what goes before and after, "cuda" then only puts passes around cuBLAS. Of
     products that it has a kernel for "auto" leaves Triton the forward ones of long sums
-    (limits.CUDA_SHORT_SUM), by what was measured on an H200; in every other op CUDA's was faster.
+    (limits.CUDA_SHORT_SUM), by what was measured on an H200. There CUDA's depthwise convolution was
+    faster in every case that both ran; squeeze-and-excitation and batch norm were not compared.
 
     Raises:
         BackendUnavailableError: the backend asked for by name cannot run it; the message is its
