@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -101,6 +102,9 @@ def process_group() -> Iterator[tuple[int, int, torch.device]]:
     try:
         yield dist.get_rank(), world, device
     finally:
+        # What still refers to the group, in cycles too, goes first: gloo's threads would otherwise
+        # outlive the interpreter, and abort the process when they free their last tensors.
+        gc.collect()
         dist.destroy_process_group()
 
 
@@ -331,30 +335,35 @@ def tensorboard(folder: Path, epoch: int) -> Any:
     return SummaryWriter(folder, purge_step=epoch + 1)
 
 
+def train(args: argparse.Namespace, rank: int, world: int, device: torch.device) -> None:
+    """All epochs, from the checkpoint if the run is resumed."""
+    torch.manual_seed(args.seed)
+    model = build_model(args)
+    data = train_data.load(args.data, args.root, args.augment, model.recipe, args.download)
+    model.reset_classifier(data.classes)
+    run = Run(args, data, model, rank, world, device)
+    checkpoint = args.output / "checkpoint.pt"
+    if args.resume and checkpoint.exists():
+        run.load(checkpoint)
+    first, board = rank == 0, None
+    if first:
+        args.output.mkdir(parents=True, exist_ok=True)
+        if args.tensorboard:
+            board = tensorboard(args.output / "tensorboard", run.epoch)
+    while run.epoch < args.epochs:
+        run.one_epoch()
+        if first:
+            run.save(checkpoint)
+            show(run.history, args.output, board)
+    if board is not None:
+        board.close()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Train; the first process prints a line for every epoch."""
     args = arguments(argv)
-    with process_group() as (rank, world, device):
-        torch.manual_seed(args.seed)
-        model = build_model(args)
-        data = train_data.load(args.data, args.root, args.augment, model.recipe, args.download)
-        model.reset_classifier(data.classes)
-        run = Run(args, data, model, rank, world, device)
-        checkpoint = args.output / "checkpoint.pt"
-        if args.resume and checkpoint.exists():
-            run.load(checkpoint)
-        first, board = rank == 0, None
-        if first:
-            args.output.mkdir(parents=True, exist_ok=True)
-            if args.tensorboard:
-                board = tensorboard(args.output / "tensorboard", run.epoch)
-        while run.epoch < args.epochs:
-            run.one_epoch()
-            if first:
-                run.save(checkpoint)
-                show(run.history, args.output, board)
-        if board is not None:
-            board.close()
+    with process_group() as where:
+        train(args, *where)
     return 0
 
 
