@@ -9,6 +9,11 @@ namespace effnet_fast::cpu {
 constexpr int kBlock = 16;      // channels that lie side by side
 constexpr int kGroupBlocks = 2; // blocks that one pass expands and convolves
 
+// The upper half of a float: how maps and weights of an engine of bfloat16 lie in memory.
+struct Bf16 {
+    unsigned short bits;
+};
+
 enum class Activation { identity, relu, relu6, silu };
 
 // c[m][n] = bias[n] + sum over k of a[k][m] b[k][n] (+ residual[m][n]), for `pixels` values of m and

@@ -28,12 +28,32 @@ constexpr int kPer = kBlock / kLanes;  // registers for one block
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int IntVec __attribute__((vector_size(4 * kLanes)));
 typedef Vec UnalignedVec __attribute__((aligned(4)));
+typedef unsigned UnsignedVec __attribute__((vector_size(4 * kLanes)));
+typedef unsigned short HalfVec __attribute__((vector_size(2 * kLanes)));
+typedef HalfVec UnalignedHalfVec __attribute__((aligned(2)));
 
 #define EFFNET_FAST_INLINE static inline __attribute__((always_inline))
 
 EFFNET_FAST_INLINE Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 EFFNET_FAST_INLINE void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
 EFFNET_FAST_INLINE Vec broadcast(float x) { return x - Vec{}; }
+
+EFFNET_FAST_INLINE Vec load(const Bf16* p) {
+    const HalfVec half = *reinterpret_cast<const UnalignedHalfVec*>(p);
+    return reinterpret_cast<Vec>(__builtin_convertvector(half, UnsignedVec) << 16);
+}
+
+// To nearest, ties to even; NaN stays NaN. AVX512_BF16's own instruction also makes denormals zero.
+EFFNET_FAST_INLINE void store(Bf16* p, Vec v) {
+#if defined(__AVX512BF16__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+#else
+    const UnsignedVec bits = reinterpret_cast<UnsignedVec>(v);
+    const UnsignedVec rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    const UnsignedVec kept = v == v ? rounded : (bits | 0x400000);
+    *reinterpret_cast<UnalignedHalfVec*>(p) = __builtin_convertvector(kept >> 16, HalfVec);
+#endif
+}
 
 // Both give x where it is NaN: what min and max instructions do with their second operand.
 EFFNET_FAST_INLINE Vec at_least(Vec bound, Vec x) {
