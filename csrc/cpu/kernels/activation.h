@@ -5,7 +5,7 @@
 
 namespace effnet_fast::cpu::EFFNET_FAST_ISA {
 
-template <Activation act, int degree, typename X>
+template <Activation act, bool rough, typename X>
 void activate_as(X* x, long pixels, float* sum) {
     constexpr int step = 4;
     for (int lane = 0; lane < kBlock; lane += kLanes) {
@@ -14,13 +14,13 @@ void activate_as(X* x, long pixels, float* sum) {
         for (; i + step <= pixels; i += step) {
             Vec v[step];
             EFFNET_FAST_UNROLL for (int j = 0; j < step; ++j) v[j] = load(x + (i + j) * kBlock + lane);
-            activated<act, step, degree>(v);
+            activated<act, step, rough>(v);
             EFFNET_FAST_UNROLL for (int j = 0; j < step; ++j) store(x + (i + j) * kBlock + lane, v[j]);
             if (sum) total += (v[0] + v[1]) + (v[2] + v[3]);
         }
         for (; i < pixels; ++i) {
             Vec v = load(x + i * kBlock + lane);
-            activated<act, 1, degree>(&v);
+            activated<act, 1, rough>(&v);
             store(x + i * kBlock + lane, v);
             if (sum) total += v;
         }
@@ -28,24 +28,24 @@ void activate_as(X* x, long pixels, float* sum) {
     }
 }
 
-template <int degree, typename X>
+template <bool rough, typename X>
 void activate_to(X* x, long pixels, Activation act, float* sum) {
     switch (act) {
         case Activation::identity:
             if (!sum) return;
-            return activate_as<Activation::identity, degree>(x, pixels, sum);
+            return activate_as<Activation::identity, rough>(x, pixels, sum);
         case Activation::relu:
-            return activate_as<Activation::relu, degree>(x, pixels, sum);
+            return activate_as<Activation::relu, rough>(x, pixels, sum);
         case Activation::relu6:
-            return activate_as<Activation::relu6, degree>(x, pixels, sum);
+            return activate_as<Activation::relu6, rough>(x, pixels, sum);
         case Activation::silu:
-            return activate_as<Activation::silu, degree>(x, pixels, sum);
+            return activate_as<Activation::silu, rough>(x, pixels, sum);
     }
 }
 
 template <typename X>
 void activate(X* x, long pixels, Activation act, float* sum) {
-    activate_to<kDegree<X>>(x, pixels, act, sum);
+    activate_to<kRough<X>>(x, pixels, act, sum);
 }
 
 template <typename To, typename From>

@@ -28,7 +28,7 @@ EFFNET_FAST_INLINE void depthwise_tile(const DepthwiseRow<T>& d, int first, Vec 
                 }
             }
         }
-        if (with_silu) silu<pixels, kDegree<T>>(acc);
+        if (with_silu) silu<pixels, kRough<T>>(acc);
         EFFNET_FAST_UNROLL for (int x = 0; x < pixels; ++x) {
             total[i] += acc[x];
             store(d.out + (first + x) * kBlock + lane, acc[x]);

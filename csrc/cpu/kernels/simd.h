@@ -100,28 +100,29 @@ EFFNET_FAST_INLINE Vec at_most(Vec bound, Vec x) {
 #define EFFNET_FAST_KEEP(v)
 #endif
 
-// v = exp(-v), `count` times, for any v, NaN included; infinity below -88.38, 0 above 87.7, each
-// within 1e-38. Relative error of degree 5: 2e-7 where |v| < 16 (rounding log2(e) costs 1.3e-8 |v|);
-// of degree 3, for what is rounded to bfloat16: 1e-4.
-template <int count, int degree = 5>
+#if defined(__AVX512F__)
+
+// 2^(j / 32).
+alignas(64) static const float kPowers[32] = {
+    1.0f,         1.0218972f,  1.04427373f, 1.06714046f, 1.09050775f, 1.1143868f,  1.13878858f,
+    1.1637249f,   1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f, 1.29683959f, 1.32523668f,
+    1.35425556f,  1.38390994f, 1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f,
+    1.5759809f,   1.61049032f, 1.64575553f, 1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f,
+    1.8340081f,   1.87416768f, 1.91520655f, 1.95714414f};
+
+// v = exp(-v), `count` times, for any v, NaN included; at most 2^-127 off where v > 88. Relative
+// error 3e-7 where |v| < 16 (rounding log2(e) costs 1.3e-8 |v|); `rough`, for what is rounded to
+// bfloat16: 6e-5.
+//
+// 2^t with t rounded to n / 32: a permutation of 32 powers takes four terms off the polynomial.
+template <int count, bool rough = false>
 EFFNET_FAST_INLINE void exp_of_minus(Vec* v) {
     constexpr float kLog2E = 1.44269504f;
-    // 2^f over [-1/2, 1/2], from the highest power down.
-    constexpr float kFive[] = {1.327648172e-03f, 9.675546330e-03f, 5.550713290e-02f,
-                               2.402211963e-01f, 6.931469670e-01f, 1.000000072f};
-    constexpr float kThree[] = {5.517155202e-02f, 2.426113571e-01f, 6.932610192e-01f,
-                                9.999280602e-01f};
-    const auto& c = [&]() -> const auto& {
-        if constexpr (degree == 5) return kFive;
-        else return kThree;
-    }();
-    const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    Vec shifted[count], n[count], p[count];
+    const Vec magic = broadcast(393216.0f);  // 1.5 * 2^18: adding it rounds to a multiple of 1/32
+    const Vec low = load(kPowers), high = load(kPowers + 16);
+    Vec shifted[count], n[count], power[count], p[count];
     EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
         v[i] = at_most(broadcast(88.0296919f), v[i]);
-#if !defined(__AVX512F__)  // which scales by powers beyond a float's too
-        v[i] = at_least(broadcast(-88.7228394f), v[i]);
-#endif
         shifted[i] = v[i] * -kLog2E + magic;
         EFFNET_FAST_KEEP(shifted[i]);
     }
@@ -131,24 +132,53 @@ EFFNET_FAST_INLINE void exp_of_minus(Vec* v) {
     }
     EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
         v[i] = v[i] * -kLog2E - n[i];
-        p[i] = broadcast(c[0]);
+        // By the five lowest bits, those of the fraction.
+        power[i] = (Vec)_mm512_permutex2var_ps((__m512)low, (__m512i)shifted[i], (__m512)high);
         EFFNET_FAST_KEEP(v[i]);
     }
-    EFFNET_FAST_UNROLL for (int j = 1; j <= degree; ++j) {
-        EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
-            p[i] = p[i] * v[i] + c[j];
-            EFFNET_FAST_KEEP(p[i]);
-        }
+    EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
+        p[i] = rough ? broadcast(0.693147182f) : v[i] * 0.24023f + 0.6931574f;
+        v[i] = v[i] * power[i];
+        EFFNET_FAST_KEEP(v[i]);
     }
     EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
-#if defined(__AVX512F__)
+        p[i] = p[i] * v[i] + power[i];
+        EFFNET_FAST_KEEP(p[i]);
+    }
+    EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
         v[i] = (Vec)_mm512_scalef_ps((__m512)p[i], (__m512)n[i]);
-#else
-        const IntVec exponent = reinterpret_cast<IntVec>(shifted[i]) - 0x4b400000 + 127;
-        v[i] = p[i] * reinterpret_cast<Vec>(exponent << 23);
-#endif
     }
 }
+
+#else
+
+// v = exp(-v), `count` times, for any v, NaN included; infinity below -88.38, at most 2^-127 off
+// where v > 88. Relative error 3e-7 where |v| < 16 (rounding log2(e) costs 1.3e-8 |v|); `rough`, for
+// what is rounded to bfloat16: 1e-4.
+template <int count, bool rough = false>
+EFFNET_FAST_INLINE void exp_of_minus(Vec* v) {
+    constexpr float kLog2E = 1.44269504f;
+    // 2^f over [-1/2, 1/2], from the highest power down.
+    constexpr int degree = rough ? 3 : 5;
+    constexpr float kCubic[] = {5.517155202e-02f, 2.426113571e-01f, 6.932610192e-01f,
+                                9.999280602e-01f};
+    constexpr float kQuintic[] = {1.327648172e-03f, 9.675546330e-03f, 5.550713290e-02f,
+                               2.402211963e-01f, 6.931469670e-01f, 1.000000072f};
+    const float* c = rough ? kCubic : kQuintic;
+    const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
+        // At these bounds the exponent's bits are those of infinity and of 0.
+        v[i] = at_least(broadcast(-88.7228394f), at_most(broadcast(88.0296919f), v[i]));
+        const Vec shifted = v[i] * -kLog2E + magic;
+        const Vec f = v[i] * -kLog2E - (shifted - magic);
+        Vec p = broadcast(c[0]);
+        EFFNET_FAST_UNROLL for (int j = 1; j <= degree; ++j) p = p * f + c[j];
+        const IntVec exponent = reinterpret_cast<IntVec>(shifted) - 0x4b400000 + 127;
+        v[i] = p * reinterpret_cast<Vec>(exponent << 23);
+    }
+}
+
+#endif
 
 // m / (1 + exp(-x)).
 EFFNET_FAST_INLINE Vec times_sigmoid(Vec m, Vec x) {
@@ -158,28 +188,28 @@ EFFNET_FAST_INLINE Vec times_sigmoid(Vec m, Vec x) {
 
 // v = v / (1 + exp(-v)), `count` times, four at a time: four independent chains hide the latency of
 // the polynomial. silu(inf) = inf, silu(-inf) = NaN and silu(NaN) = NaN, as in torch.
-template <int count, int degree = 5>
+template <int count, bool rough = false>
 EFFNET_FAST_INLINE void silu(Vec* v) {
     constexpr int now = count < 4 ? count : 4;
     Vec e[now];
     EFFNET_FAST_UNROLL for (int i = 0; i < now; ++i) e[i] = v[i];
-    exp_of_minus<now, degree>(e);
+    exp_of_minus<now, rough>(e);
     EFFNET_FAST_UNROLL for (int i = 0; i < now; ++i) {
         e[i] = 1.0f + e[i];
         EFFNET_FAST_KEEP(e[i]);
     }
     EFFNET_FAST_UNROLL for (int i = 0; i < now; ++i) v[i] = v[i] / e[i];
-    if constexpr (count > 4) silu<count - 4, degree>(v + 4);
+    if constexpr (count > 4) silu<count - 4, rough>(v + 4);
 }
 
-// Of the polynomial in SiLU, by how its result is stored.
+// Whether SiLU may be so, by how its result is stored.
 template <typename T>
-constexpr int kDegree = sizeof(T) == 4 ? 5 : 3;
+constexpr bool kRough = sizeof(T) == 2;
 
-template <Activation act, int count, int degree>
+template <Activation act, int count, bool rough>
 EFFNET_FAST_INLINE void activated(Vec* v) {
     if constexpr (act == Activation::silu) {
-        silu<count, degree>(v);
+        silu<count, rough>(v);
     } else {
         EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
             // torch's relu and relu6 keep NaN: so do comparisons that ask for the change.

@@ -13,7 +13,7 @@ constexpr Kernels<T> table() {
             product<true, T, float>,
             product<false, T, T>,
             depthwise_row<T>,
-            activate_to<kDegree<T>, float>,
+            activate_to<kRough<T>, float>,
             convert<float, T>,
             convert<T, float>,
             scale_rows<T>,
