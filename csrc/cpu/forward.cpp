@@ -103,28 +103,32 @@ private:
         const int end = std::min(p.rows.in, (bottom - 1) * d.stride - pad + d.kernel);
         int have = std::max(0, top * d.stride - pad);
         next_image_row_ = have * job_.network.stem.stride - job_.plan.stem_rows.before;
-        for (int y = top; y < bottom; ++y) {
+        for (int y = top; y < bottom;) {
             const int above = y * d.stride - pad;
             if (std::min(p.rows.in, above + d.kernel) > have) {
                 const int until = std::min(end, std::max(0, above) + p.ring_rows);
                 fill_ring(i, in, group, have, until);
                 have = until;
             }
+            // All the rows that need no more than there is.
+            const int ready = have == end ? bottom : (have + pad - d.kernel) / d.stride + 1;
+            const int count = ready - y, read = (count - 1) * d.stride + d.kernel;
             for (int b = 0; b < group.count; ++b) {
-                const float* rows[5];
-                for (int r = 0; r < d.kernel; ++r) {
+                for (int r = 0; r < read; ++r) {
                     const int at = above + r;
                     const bool outside = at < 0 || at >= p.rows.in;
-                    rows[r] = outside ? all_.zeros
-                                      : own_.ring + b * block_stride +
-                                            long(at % p.ring_rows) * p.ring_width * kBlock;
+                    own_.rows[r] = outside ? all_.zeros
+                                           : own_.ring + b * block_stride +
+                                                 long(at % p.ring_rows) * p.ring_width * kBlock;
                 }
                 const long block = group.first + b;
-                k_.depthwise_row({rows, packed.taps + block * taps * kBlock,
-                                  packed.depthwise_bias + block * kBlock,
-                                  all_.depthwise + (block * pixels + long(y) * p.columns.out) * kBlock,
-                                  sums + block * kBlock, d.kernel, d.stride, p.columns.out, d.act});
+                k_.depthwise({own_.rows, packed.taps + block * taps * kBlock,
+                              packed.depthwise_bias + block * kBlock,
+                              all_.depthwise + (block * pixels + long(y) * p.columns.out) * kBlock,
+                              sums + block * kBlock, d.kernel, d.stride, count, p.columns.out,
+                              d.act});
             }
+            y = ready;
         }
     }
 
@@ -134,6 +138,7 @@ private:
         const Conv& expand = job_.network.blocks[i].expand;
         const int width = p.columns.in;
         const long block_stride = long(p.ring_rows) * p.ring_width * kBlock;
+        float* ring = own_.ring;
         if (i > 0 && !expand.out) {
             for (int b = 0; b < group.count; ++b) {
                 for (int y = top; y < bottom; ++y) {
@@ -154,14 +159,15 @@ private:
             product.offset = p.offset.data() + long(top) * width;
             product.pixels = (bottom - top) * width;
             for (const Panel* panel = first_of(w, group); in_group(w, group, panel); ++panel) {
-                product.c = own_.ring + (panel->first - group.first) * block_stride;
+                product.c = ring + (panel->first - group.first) * block_stride;
                 set(product, w, *panel);
                 k_.product(product);
             }
         }
         const Activation act = i == 0 ? job_.network.stem.act : expand.act;
         for (int b = 0; b < group.count; ++b) {
-            for (int y = top; y < bottom; ++y) k_.activate(ring_row(p, b, y), width, act, nullptr);
+            k_.activate(ring + b * block_stride, p.offset.data() + long(top) * width,
+                        (bottom - top) * width, act, nullptr);
         }
     }
 
@@ -201,7 +207,7 @@ private:
         for (; next_image_row_ < above + s.kernel; ++next_image_row_) {
             for (int c = 0; c < s.in; ++c) load_image_row(c, next_image_row_);
         }
-        const float** rows = own_.image_rows;
+        const float** rows = own_.rows;
         for (int c = 0; c < s.in; ++c) {
             for (int r = 0; r < s.kernel; ++r) rows[c * s.kernel + r] = image_row(c, above + r);
         }
@@ -306,7 +312,8 @@ private:
                 k_.product(product);
                 for (int b = 0; b < panel.count; ++b) {
                     float* map = own_.piece + b * kPiece * kBlock;
-                    k_.activate(map, product.pixels, job_.network.head.act, pooled + b * kBlock);
+                    k_.activate(map, product.offset, product.pixels, job_.network.head.act,
+                                pooled + b * kBlock);
                     if (job_.result == Result::features) {
                         write_features(map, product.pixels, left, (panel.first + b) * kBlock);
                     }

@@ -56,6 +56,7 @@ Plan make_plan(const Network& n, int h, int w) {
         plan.depthwise = std::max(plan.depthwise, pixels * c);
         plan.map = std::max(plan.map, pixels * floats(b.project.out));
         plan.channels = std::max({plan.channels, c, floats(b.reduce.out)});
+        plan.rows = std::max(plan.rows, size_t(p.rows.out) * b.depthwise.stride + b.depthwise.kernel);
         plan.zeros = std::max(plan.zeros, size_t(p.ring_width) * kBlock);
         plan.panel = std::max(plan.panel, size_t(b.project.in + 1) * kWidest * kBlock);
         plan.blocks.push_back(std::move(p));
@@ -78,7 +79,7 @@ Workspace<T>::Workspace(const Plan& plan, int count) {
         for (float** f : {&t.mean, &t.gate, &t.hidden}) *f = arena.get<float>(plan.channels);
         t.piece = arena.get<float>(size_t(kWidest) * kPiece * kBlock);
         t.image = arena.get<float>(plan.image_rows * plan.image_width);
-        t.image_rows = arena.get<const float*>(plan.image_rows);
+        t.rows = arena.get<const float*>(std::max(plan.image_rows, plan.rows));
         t.panel = arena.get<T>(plan.panel);
         threads.push_back(t);
     }

@@ -5,47 +5,53 @@
 
 namespace effnet_fast::cpu::EFFNET_FAST_ISA {
 
-template <Activation act, bool rough, typename X>
-void activate_as(X* x, long pixels, float* sum) {
+// Four pixels side by side, so that their chains hide each other's latency.
+template <Activation act, bool rough, typename X, typename At>
+EFFNET_FAST_INLINE void activate_as(X* x, At at, int pixels, float* sum) {
     constexpr int step = 4;
     for (int lane = 0; lane < kBlock; lane += kLanes) {
         Vec total = {};
-        long i = 0;
+        int i = 0;
         for (; i + step <= pixels; i += step) {
             Vec v[step];
-            EFFNET_FAST_UNROLL for (int j = 0; j < step; ++j) v[j] = load(x + (i + j) * kBlock + lane);
+            EFFNET_FAST_UNROLL for (int j = 0; j < step; ++j) v[j] = load(x + at(i + j) + lane);
             activated<act, step, rough>(v);
-            EFFNET_FAST_UNROLL for (int j = 0; j < step; ++j) store(x + (i + j) * kBlock + lane, v[j]);
+            EFFNET_FAST_UNROLL for (int j = 0; j < step; ++j) store(x + at(i + j) + lane, v[j]);
             if (sum) total += (v[0] + v[1]) + (v[2] + v[3]);
         }
         for (; i < pixels; ++i) {
-            Vec v = load(x + i * kBlock + lane);
+            Vec v = load(x + at(i) + lane);
             activated<act, 1, rough>(&v);
-            store(x + i * kBlock + lane, v);
+            store(x + at(i) + lane, v);
             if (sum) total += v;
         }
         if (sum) store(sum + lane, load(sum + lane) + total);
     }
 }
 
-template <bool rough, typename X>
-void activate_to(X* x, long pixels, Activation act, float* sum) {
+template <bool rough, typename X, typename At>
+EFFNET_FAST_INLINE void activate_at(X* x, At at, int pixels, Activation act, float* sum) {
     switch (act) {
         case Activation::identity:
             if (!sum) return;
-            return activate_as<Activation::identity, rough>(x, pixels, sum);
+            return activate_as<Activation::identity, rough>(x, at, pixels, sum);
         case Activation::relu:
-            return activate_as<Activation::relu, rough>(x, pixels, sum);
+            return activate_as<Activation::relu, rough>(x, at, pixels, sum);
         case Activation::relu6:
-            return activate_as<Activation::relu6, rough>(x, pixels, sum);
+            return activate_as<Activation::relu6, rough>(x, at, pixels, sum);
         case Activation::silu:
-            return activate_as<Activation::silu, rough>(x, pixels, sum);
+            return activate_as<Activation::silu, rough>(x, at, pixels, sum);
     }
 }
 
+template <bool rough>
+void activate(float* x, const int* offset, int pixels, Activation act, float* sum) {
+    activate_at<rough>(x, [offset](int i) { return offset[i]; }, pixels, act, sum);
+}
+
 template <typename X>
-void activate(X* x, long pixels, Activation act, float* sum) {
-    activate_to<kRough<X>>(x, pixels, act, sum);
+void activate_dense(X* x, int pixels, Activation act, float* sum) {
+    activate_at<kRough<X>>(x, [](int i) { return i * kBlock; }, pixels, act, sum);
 }
 
 template <typename To, typename From>
@@ -93,7 +99,7 @@ static void squeeze_excite(const float* mean, const float* reduce, const float* 
         alignas(64) float some[kBlock] = {};
         const int count = squeezed - j < kBlock ? squeezed - j : kBlock;
         for (int i = 0; i < count; ++i) some[i] = hidden[j + i];
-        activate(some, 1, act, nullptr);
+        activate_dense(some, 1, act, nullptr);
         for (int i = 0; i < count; ++i) hidden[j + i] = some[i];
     }
     constexpr int step = 4;  // registers side by side; blocks hold kPer each

@@ -1,4 +1,4 @@
-// Depthwise convolution of one row: up to eight neighbouring pixels in registers, each input read
+// Depthwise convolution of rows: up to eight neighbouring pixels in registers, each input read
 // once per kernel row; SiLU and its sum before the pixels leave the registers.
 #pragma once
 
@@ -9,13 +9,14 @@ namespace effnet_fast::cpu::EFFNET_FAST_ISA {
 constexpr int kMaxPixels = 8;
 
 template <int kernel, int stride, int pixels, bool with_silu, typename T>
-EFFNET_FAST_INLINE void depthwise_tile(const DepthwiseRow<T>& d, int first, Vec (&total)[kPer]) {
+EFFNET_FAST_INLINE void depthwise_tile(const Depthwise<T>& d, int y, int first, Vec (&total)[kPer]) {
+    T* out = d.out + (long(y) * d.width + first) * kBlock;
     EFFNET_FAST_UNROLL for (int i = 0; i < kPer; ++i) {
         const int lane = i * kLanes;
         Vec acc[pixels];
         EFFNET_FAST_UNROLL for (int x = 0; x < pixels; ++x) acc[x] = load(d.bias + lane);
         EFFNET_FAST_UNROLL for (int ky = 0; ky < kernel; ++ky) {
-            const float* row = d.rows[ky] + long(first) * stride * kBlock + lane;
+            const float* row = d.rows[y * stride + ky] + long(first) * stride * kBlock + lane;
             Vec w[kernel];
             EFFNET_FAST_UNROLL for (int kx = 0; kx < kernel; ++kx) {
                 w[kx] = load(d.weight + (ky * kernel + kx) * kBlock + lane);
@@ -31,26 +32,29 @@ EFFNET_FAST_INLINE void depthwise_tile(const DepthwiseRow<T>& d, int first, Vec 
         if (with_silu) silu<pixels, kRough<T>>(acc);
         EFFNET_FAST_UNROLL for (int x = 0; x < pixels; ++x) {
             total[i] += acc[x];
-            store(d.out + (first + x) * kBlock + lane, acc[x]);
+            store(out + x * kBlock + lane, acc[x]);
         }
     }
 }
 
-// The sum of one row first, so that errors grow with the square root of rows + columns.
+// `tiles` of a row from pixel `first` on. The sum of a row first, so that errors grow with the square
+// root of rows + columns.
 template <int kernel, int stride, int pixels, bool with_silu, typename T>
-void depthwise_tiles(const DepthwiseRow<T>& d, int first, int count) {
-    Vec total[kPer] = {};
-    for (int i = 0; i < count; ++i) {
-        depthwise_tile<kernel, stride, pixels, with_silu>(d, first + i * pixels, total);
-    }
-    if (!with_silu) return;
-    EFFNET_FAST_UNROLL for (int i = 0; i < kPer; ++i) {
-        store(d.sum + i * kLanes, load(d.sum + i * kLanes) + total[i]);
+void depthwise_tiles(const Depthwise<T>& d, int first, int tiles) {
+    for (int y = 0; y < d.count; ++y) {
+        Vec total[kPer] = {};
+        for (int i = 0; i < tiles; ++i) {
+            depthwise_tile<kernel, stride, pixels, with_silu>(d, y, first + i * pixels, total);
+        }
+        if (!with_silu) continue;
+        EFFNET_FAST_UNROLL for (int i = 0; i < kPer; ++i) {
+            store(d.sum + i * kLanes, load(d.sum + i * kLanes) + total[i]);
+        }
     }
 }
 
 template <typename T>
-using Tiles = void (*)(const DepthwiseRow<T>&, int first, int count);
+using Tiles = void (*)(const Depthwise<T>&, int first, int tiles);
 
 template <int kernel, int stride, int pixels, bool with_silu, typename T>
 Tiles<T> tiles_of(int wanted) {
@@ -63,7 +67,7 @@ Tiles<T> tiles_of(int wanted) {
 }
 
 template <int kernel, int stride, bool with_silu, typename T>
-void depthwise_row_of(const DepthwiseRow<T>& d) {
+void depthwise_of(const Depthwise<T>& d) {
     const int tiles = (d.width + kMaxPixels - 1) / kMaxPixels;
     const int pixels = d.width / tiles, wider = d.width % tiles;
     if (wider) tiles_of<kernel, stride, kMaxPixels, with_silu, T>(pixels + 1)(d, 0, wider);
@@ -72,18 +76,18 @@ void depthwise_row_of(const DepthwiseRow<T>& d) {
 }
 
 template <int kernel, int stride, typename T>
-void depthwise_row_then(const DepthwiseRow<T>& d) {
-    if (d.act == Activation::silu) return depthwise_row_of<kernel, stride, true>(d);
-    depthwise_row_of<kernel, stride, false>(d);
-    activate(d.out, d.width, d.act, d.sum);
+void depthwise_then(const Depthwise<T>& d) {
+    if (d.act == Activation::silu) return depthwise_of<kernel, stride, true>(d);
+    depthwise_of<kernel, stride, false>(d);
+    activate_dense(d.out, d.count * d.width, d.act, d.sum);
 }
 
 template <typename T>
-void depthwise_row(const DepthwiseRow<T>& d) {
+void depthwise(const Depthwise<T>& d) {
     if (d.kernel == 3) {
-        d.stride == 1 ? depthwise_row_then<3, 1>(d) : depthwise_row_then<3, 2>(d);
+        d.stride == 1 ? depthwise_then<3, 1>(d) : depthwise_then<3, 2>(d);
     } else {
-        d.stride == 1 ? depthwise_row_then<5, 1>(d) : depthwise_row_then<5, 2>(d);
+        d.stride == 1 ? depthwise_then<5, 1>(d) : depthwise_then<5, 2>(d);
     }
 }
 

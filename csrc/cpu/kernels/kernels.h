@@ -48,15 +48,18 @@ struct StemRow {
     int pixels, blocks;
 };
 
-// One row of one block of channels, through its activation.
+// Rows of one block of channels, through its activation.
 template <typename T>
-struct DepthwiseRow {
-    const float* const* rows;  // `kernel` rows, each from its left padding on
-    const float* weight;       // [kernel * kernel][16]
-    const float* bias;         // [16]
-    T* out;                    // [width][16]
-    float* sum;                // [16]: what is written is added
-    int kernel, stride, width; // kernel 3 or 5, stride 1 or 2
+struct Depthwise {
+    // From row 0 of what output row 0 reads on, `stride` further for each, each row from its left
+    // padding on.
+    const float* const* rows;
+    const float* weight;        // [kernel * kernel][16]
+    const float* bias;          // [16]
+    T* out;                     // [count][width][16]
+    float* sum;                 // [16]: what is written is added
+    int kernel, stride;         // 3 or 5; 1 or 2
+    int count, width;
     Activation act;
 };
 
@@ -67,9 +70,10 @@ struct Kernels {
     void (*stem)(const StemRow&);
     void (*product)(const Product<T, float>&);  // c is no map
     void (*product_to_map)(const Product<T, T>&);
-    void (*depthwise_row)(const DepthwiseRow<T>&);
-    // x[i][16] = act(x), in place, `pixels` times; adds up what it wrote in sum[16] unless null.
-    void (*activate)(float* x, long pixels, Activation act, float* sum);
+    void (*depthwise)(const Depthwise<T>&);
+    // x = act(x) of `pixels` pixels at x + offset[i], in place; adds what it wrote to sum[16] unless
+    // null.
+    void (*activate)(float* x, const int* offset, int pixels, Activation act, float* sum);
     void (*widen)(float* out, const T* in, long count);  // count: a multiple of 16
     void (*narrow)(T* out, const float* in, long count);
     // out[k][n] = in[k][n] * gate[k], in b's layout: the gate of squeeze-and-excitation in the

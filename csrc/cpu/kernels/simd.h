@@ -68,7 +68,15 @@ EFFNET_FAST_INLINE Vec high(Vec pairs) {
     return reinterpret_cast<Vec>(reinterpret_cast<UnsignedVec>(pairs) & 0xffff0000);
 }
 EFFNET_FAST_INLINE Vec pairs(Vec low, Vec high) {
+#if defined(__AVX512BF16__)
+    alignas(64) static const short kInterleaved[32] = {
+        0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    return (Vec)_mm512_permutexvar_epi16(_mm512_load_si512(kInterleaved), both);
+#else
     return reinterpret_cast<Vec>((rounded(low) >> 16) | (rounded(high) & 0xffff0000));
+#endif
 }
 
 // Both give x where it is NaN: what min and max instructions do with their second operand.
