@@ -1,7 +1,5 @@
 #include "cpu/engine.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <list>
 #include <map>
@@ -9,6 +7,7 @@
 #include <stdexcept>
 
 #include "cpu/forward.h"
+#include "cpu/team.h"
 
 namespace effnet_fast::cpu {
 
@@ -121,12 +120,11 @@ struct Engine::StateOf : Engine::State {
             leases.reserve(threads);
             for (int i = 0; i < threads; ++i) leases.emplace_back(*this, *held, 1);
             job.seconds = nullptr;  // of one of several streams it would say little
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-            for (int worker = 0; worker < threads; ++worker) {
-                for (int i = worker; i < x.n; i += threads) {
-                    forward(job, *leases[worker], i, out + i * values, 0, 1);
+            parallel(threads, [&](int tid, int team) {
+                for (int i = tid; i < x.n; i += team) {
+                    forward(job, *leases[tid], i, out + i * values, 0, 1);
                 }
-            }
+            });
             return;
         }
         Lease lease(*this, *held, threads);
@@ -134,15 +132,12 @@ struct Engine::StateOf : Engine::State {
             for (int i = 0; i < x.n; ++i) forward(job, *lease, i, out + i * values, 0, 1);
             return;
         }
-#pragma omp parallel num_threads(threads)
-        {
-            const int tid = omp_get_thread_num(), team = omp_get_num_threads();
+        parallel(threads, [&](int tid, int team) {
             for (int i = 0; i < x.n; ++i) {
                 forward(job, *lease, i, out + i * values, tid, team);
-                // The next image overwrites what the classifier reads.
-#pragma omp barrier
+                barrier(&job);  // the next image overwrites what the classifier reads
             }
-        }
+        });
     }
 };
 

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "cpu/team.h"
+
 namespace effnet_fast::cpu {
 
 namespace {
@@ -58,8 +60,7 @@ private:
     }
 
     void barrier() {
-        if (team_ == 1) return;
-#pragma omp barrier
+        if (team_ > 1) cpu::barrier(&all_);
     }
 
     // Rows of a map of few groups are shared too; each stripe has sums of its own.

@@ -21,7 +21,7 @@ public:
     template <typename T>
     T* get(size_t count) {
         const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
-        if (bytes > left_) grow(bytes);
+        if (bytes > left_ || kApart) grow(bytes);
         T* found = reinterpret_cast<T*>(next_);
         next_ += bytes;
         left_ -= bytes;
@@ -32,10 +32,17 @@ public:
 
 private:
     static constexpr size_t kPage = size_t(2) << 20;
+#if defined(__SANITIZE_ADDRESS__)
+    static constexpr bool kApart = true;  // so that the sanitizer sees where each array ends
+#else
+    static constexpr bool kApart = false;
+#endif
 
     void grow(size_t bytes) {
         // Small ones are not worth a huge page.
-        const size_t unit = bytes < kPage / 8 && chunks_.empty() ? kPage / 8 : kPage;
+        const size_t unit = kApart                                      ? 64
+                            : bytes < kPage / 8 && chunks_.empty() ? kPage / 8
+                                                                   : kPage;
         const size_t size = (bytes + unit - 1) / unit * unit;
         chunks_.emplace_back(static_cast<char*>(std::aligned_alloc(unit, size)));
         next_ = chunks_.back().get();
