@@ -79,15 +79,17 @@ def test_many_callers_at_once(b0: ef.EfficientNet, threads: int) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e-40])
 @pytest.mark.parametrize("isa", ISAS)
 def test_not_finite(
-    isa: str, value: float, b0: ef.EfficientNet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    isa: str, value: float, dtype: torch.dtype, b0: ef.EfficientNet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """An image of one value: what is NaN in the model is NaN in the engine, and nothing else."""
     monkeypatch.setenv("EFFNET_FAST_CPU_ISA", isa)
     x = torch.full((1, 3, 32, 32), value)
-    ours = ef.optimize_for_inference(b0)(x)
+    ours = ef.optimize_for_inference(b0, dtype=dtype)(x)
     with torch.no_grad():
         assert torch.equal(ours.isnan(), b0(x).isnan())
 
@@ -106,6 +108,15 @@ def test_threads_follow_torch(b0: ef.EfficientNet) -> None:
     assert ef.optimize_for_inference(b0, threads=3).threads == 3
 
 
+def test_profile_is_of_the_steps(b0: ef.EfficientNet) -> None:
+    engine = ef.optimize_for_inference(b0, threads=2)
+    found = engine.profile(torch.randn(1, 3, 40, 33), repeats=3)
+    assert [step for step, _ in found] == engine.steps(40, 33)
+    assert all(seconds > 0 for _, seconds in found)
+    with pytest.raises(ValueError, match="2 images, 3 repeats"):
+        engine.profile(torch.randn(2, 3, 8, 8), repeats=3)
+
+
 def test_summary_counts(b0: ef.EfficientNet) -> None:
     """B0 has 0.39 G multiply-adds at 224 px, the paper's table 2; ours leave the biases out."""
     engine = ef.optimize_for_inference(b0)
@@ -113,6 +124,12 @@ def test_summary_counts(b0: ef.EfficientNet) -> None:
     assert len(lines) == 2 * 16 + 3
     total = float(lines[-1].split()[1])
     assert 384 < total < 388
+    assert "float32" in lines[-1]
+    half = ef.optimize_for_inference(b0, dtype=torch.bfloat16)
+    weights = [
+        sum(step.weight_bytes for step in e.steps(224, 224)) for e in (engine, half)
+    ]  # squeeze-and-excitation, the stem and depthwise convolutions stay fp32
+    assert weights[0] / 2 < weights[1] < 0.6 * weights[0]
     with pytest.raises(ValueError, match="1 x 1 or more"):
         engine.summary(0, 5)
 

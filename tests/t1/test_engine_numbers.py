@@ -1,14 +1,13 @@
 """The CPU engine against the model in fp64, by the one error rule, with every instruction set."""
 
 import copy
-from collections.abc import Callable
 from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 import effnet_fast as ef
 from effnet_fast import _C
@@ -27,19 +26,30 @@ SIZES = {
 }  # fmt: skip
 
 
-def assert_as_model(
-    model: nn.Module, x: Tensor, ours: Tensor, run: Callable[[nn.Module, Tensor], Tensor]
-) -> None:
-    with torch.no_grad():
-        assert_within(ours, run(model, x), run(copy.deepcopy(model).double(), x.double()))
+TYPES = [torch.float32, torch.bfloat16]
 
 
-def logits(model: nn.Module, x: Tensor) -> Tensor:
-    return model(x)
+class Stock:
+    """Logits and head's map of ``model`` for ``x``: in ``dtype`` by PyTorch, and exactly.
 
+    Both of the weights and images that ``dtype`` holds; the engine gets these too.
+    """
 
-def features(model: nn.Module, x: Tensor) -> Tensor:
-    return model.forward_features(x)
+    def __init__(self, model: ef.EfficientNet, x: Tensor, dtype: torch.dtype) -> None:
+        self.model, self.x = copy.deepcopy(model).to(dtype), x.to(dtype).float()
+        exact = copy.deepcopy(self.model).double()
+        with torch.no_grad():
+            self.base, self.truth = (
+                (m(image), m.forward_features(image))
+                for m, image in ((self.model, x.to(dtype)), (exact, self.x.double()))
+            )
+
+    def assert_like(self, logits: Tensor | None = None, features: Tensor | None = None) -> None:
+        """By the one rule, in the type: the engine's own results are fp32."""
+        for ours, base, truth in zip((logits, features), self.base, self.truth, strict=True):
+            if ours is not None:
+                assert ours.dtype == torch.float32
+                assert_within(ours.to(base.dtype), base, truth)
 
 
 def engine_of(model: ef.EfficientNet, isa: str, threads: int) -> ef.Engine:
@@ -49,18 +59,20 @@ def engine_of(model: ef.EfficientNet, isa: str, threads: int) -> ef.Engine:
     return engine
 
 
-@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize(
+    ("padding", "dtype"), [("symmetric", torch.float32), ("same", torch.bfloat16)]
+)
 @pytest.mark.parametrize("name", SIZES)
-def test_is_the_model(name: str, padding: str) -> None:
+def test_is_the_model(name: str, padding: str, dtype: torch.dtype) -> None:
     """Every variant, sizes that no stride divides; threads share the images, or one image."""
-    model = calibrated(name, SIZES[name], padding=padding)
-    x = torch.randn(8, 3, *SIZES[name])
+    stock = Stock(
+        calibrated(name, SIZES[name], padding=padding), torch.randn(16, 3, *SIZES[name]), dtype
+    )
     for threads in (1, 2):
-        engine = ef.optimize_for_inference(model, threads=threads)
-        one_by_one = torch.cat([engine(image[None]) for image in x])
-        assert_as_model(model, x, one_by_one, logits)
-        assert_as_model(model, x, engine(x), logits)
-        assert_as_model(model, x, engine.forward_features(x), features)
+        engine = ef.optimize_for_inference(stock.model, threads=threads)
+        assert engine.dtype == dtype
+        stock.assert_like(logits=torch.cat([engine(image[None]) for image in stock.x]))
+        stock.assert_like(logits=engine(stock.x), features=engine.forward_features(stock.x))
 
 
 @pytest.fixture(scope="module")
@@ -68,27 +80,29 @@ def b0() -> ef.EfficientNet:
     return calibrated("efficientnet_b0", (50, 41))
 
 
-@pytest.mark.parametrize("batch", [0, 1, 3, 17])
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("isa", ISAS)
-def test_every_instruction_set(isa: str, batch: int, b0: ef.EfficientNet) -> None:
-    """Batches of every kind are, image by image, those of eight, which the rule judges."""
-    engine = engine_of(b0, isa, threads=1)
-    x = torch.randn(17, 3, 50, 41)
-    expected = engine(x[:8])
-    assert_as_model(b0, x[:8], expected, logits)
-    assert torch.equal(engine(x[:batch])[:8], expected[:batch])
-    map_ = engine.forward_features(x[:batch])
+def test_every_instruction_set(isa: str, dtype: torch.dtype, b0: ef.EfficientNet) -> None:
+    """Batches of every kind are, image by image, those of 17, which the rule judges."""
+    stock = Stock(b0, torch.randn(17, 3, 50, 41), dtype)
+    engine = engine_of(stock.model, isa, threads=1)
+    logits, map_ = engine(stock.x), engine.forward_features(stock.x)
     assert map_.is_contiguous(memory_format=torch.channels_last)
-    assert_as_model(b0, x[:batch], map_, features)
+    stock.assert_like(logits, map_)
+    for batch in (0, 1, 3):
+        assert torch.equal(engine(stock.x[:batch]), logits[:batch])
+        assert torch.equal(engine.forward_features(stock.x[:batch]), map_[:batch])
 
 
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("channels", "classes"), [(1, 7), (5, 0), (3, 33)])
-def test_other_ends(channels: int, classes: int) -> None:
+def test_other_ends(channels: int, classes: int, dtype: torch.dtype) -> None:
     size = (32, 45)
     model = calibrated("efficientnet_b0", size, in_channels=channels, num_classes=classes)
-    x = torch.randn(16, channels, *size)
-    engine = ef.optimize_for_inference(model, threads=1, input_shape=(2, channels, *size))
-    assert_as_model(model, x, engine(x), logits)
+    stock = Stock(model, torch.randn(16, channels, *size), dtype)
+    shape = (2, channels, *size)
+    engine = ef.optimize_for_inference(stock.model, threads=1, input_shape=shape)
+    stock.assert_like(engine(stock.x))
     assert (engine.in_channels, engine.num_classes) == (channels, classes)
 
 
@@ -107,9 +121,9 @@ def pairs(values: st.SearchStrategy[int]) -> st.SearchStrategy[tuple[int, int]]:
     return st.tuples(values, values)
 
 
-@settings(max_examples=80, derandomize=True, deadline=None)
+@settings(max_examples=120, derandomize=True, deadline=None)
 @given(
-    isa=st.sampled_from(ISAS), threads=st.integers(1, 5),
+    isa=st.sampled_from(ISAS), dtype=st.sampled_from(TYPES), threads=st.integers(1, 5),
     padding=st.sampled_from(["symmetric", "same"]), size=pairs(st.integers(1, 40)),
     image_channels=st.integers(1, 4), kernels=pairs(st.sampled_from([3, 5])),
     strides=pairs(st.sampled_from([1, 2])), expansion=st.integers(1, 6),
@@ -117,7 +131,8 @@ def pairs(values: st.SearchStrategy[int]) -> st.SearchStrategy[tuple[int, int]]:
     squeeze=st.booleans(), activation=st.sampled_from(["silu", "relu6", "relu"]),
 )  # fmt: skip
 def test_short_networks(
-    isa: str, threads: int, padding: str, size: tuple[int, int], image_channels: int,
+    isa: str, dtype: torch.dtype, threads: int, padding: str, size: tuple[int, int],
+    image_channels: int,
     kernels: tuple[int, int], strides: tuple[int, int], expansion: int,
     channels: tuple[int, int, int, int], layers: int, squeeze: bool, activation: str,
 ) -> None:  # fmt: skip
@@ -138,9 +153,9 @@ def test_short_networks(
             ef.optimize_for_inference(model)
         return
     calibrate(model, torch.randn(32, image_channels, *size))
-    x = torch.randn(8, image_channels, *size)
-    engine = engine_of(model, isa, threads)
-    one_by_one = torch.cat([engine.forward_features(image[None]) for image in x])
-    assert_as_model(model, x, one_by_one, features)
-    assert torch.equal(engine(x), engine(x))
-    assert_as_model(model, x, engine(x), logits)
+    stock = Stock(model, torch.randn(8, image_channels, *size), dtype)
+    engine = engine_of(stock.model, isa, threads)
+    one_by_one = torch.cat([engine.forward_features(image[None]) for image in stock.x])
+    stock.assert_like(features=one_by_one)
+    assert torch.equal(engine(stock.x), engine(stock.x))
+    stock.assert_like(logits=engine(stock.x))
