@@ -20,7 +20,7 @@ from bench.schedules import RESOLUTIONS
 from bench.throughput import RESNETS, large_batch, providers_here
 
 DEFAULT = ("efficientnet_b0", "efficientnet_b1", "efficientnet_b4")
-LABELS = providers_here(DEFAULT[0], torch.cuda.is_available())
+LABELS = providers_here(torch.cuda.is_available())
 #: Rounds, and seconds after which a contest makes do with fewer.
 ROUNDS, SECONDS = 20, 20.0
 
@@ -41,14 +41,13 @@ def hold(
 
 
 def hold_what_fits(
-    labels: list[str], name: str, n: int, training: bool, device: torch.device
+    labels: list[str], name: str, n: int, training: bool, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Entry]:
     """The contest on the largest batch up to ``n``, by halves, that stock eager can compute."""
     side = RESOLUTIONS.get(name, 224)
     while True:
         torch.manual_seed(0)
-        x = torch.randn(n, 3, side, side, device=device)
-        x = x.to(torch.bfloat16) if x.is_cuda else x
+        x = torch.randn(n, 3, side, side, device=device).to(dtype)
         entrants = {label: Entrant(label, name, x, training) for label in labels}
         try:
             return hold(entrants, "training step" if training else "inference")
@@ -75,11 +74,11 @@ def cases() -> Iterator[Any]:
 @pytest.mark.parametrize("label", LABELS)
 @pytest.mark.parametrize(("name", "training", "large"), list(cases()))
 def test_model(
-    benchmark: BenchmarkFixture, arena: Arena, device: torch.device,
+    benchmark: BenchmarkFixture, arena: Arena, device: torch.device, dtype: torch.dtype,
     request: pytest.FixtureRequest, name: str, training: bool, large: bool, label: str,
 ) -> None:  # fmt: skip
     n = large_batch(name, device, training) if large else 1
     arena.enter(
         request.node, benchmark,
-        lambda labels: hold_what_fits(labels, name, n, training, device),
+        lambda labels: hold_what_fits(labels, name, n, training, device, dtype),
     )  # fmt: skip
