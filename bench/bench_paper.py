@@ -11,8 +11,8 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.arena import CLOCK, Arena, Entry
-from bench.bench_models import hold
 from bench.contest import Entrant
+from bench.model_contest import hold
 from bench.schedules import RESOLUTIONS
 from bench.throughput import providers_here
 from effnet_fast.cli.common import cpu_threads
