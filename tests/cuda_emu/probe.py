@@ -167,12 +167,14 @@ def _serve(orders: int) -> None:
     import torch
 
     from tests.cases import DEPTHWISE
+    from tests.cuda_emu.backend import poisoned_memory
     from tests.ops.test_forward import test_depthwise_training
 
     torch.set_num_threads(1)
     known = checks(orders)
-    # What an op's first call imports takes two seconds: here, not in every child.
-    test_depthwise_training(case=DEPTHWISE[0], dtype=torch.float32, backend="reference")
+    # What an op's first call imports takes three seconds: here, not in every child.
+    with poisoned_memory():
+        test_depthwise_training(case=DEPTHWISE[0], dtype=torch.float32, backend="reference")
     for line in sys.stdin:
         module, check = json.loads(line)
         reader, writer = os.pipe()
