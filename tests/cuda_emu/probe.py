@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-SECONDS = 60  # for one module: what takes longer hangs
+SECONDS = 60  # of CPU time for one module: what takes longer hangs
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -147,7 +147,7 @@ class Prober:
 def _judge(module: str, check: Callable[[ModuleType], None], output: int) -> None:
     """In the forked process: ends it, with the complaint on ``output``."""
     os.dup2(output, 2)  # the sanitizers' reports
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         import torch
 
