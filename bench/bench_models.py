@@ -2,7 +2,7 @@
 
 B0, B1 and B4 in inference, by --full all of B0 to B7, ResNet-50 and ResNet-152, and training steps;
 at native resolution, batch 1 and the largest batch that fits; everyone of effnet_fast.cli.providers
-who can.
+who can. --dtype and --threads change what all compute in and on how many CPU threads.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from bench.throughput import providers_here
 from effnet_fast.cli.common import cpu_threads
 
 #: Rounds, and seconds after which a contest makes do with fewer: a ResNet-152 takes 0.3 s.
-ROUNDS, SECONDS = 20, 40.0
+ROUNDS, SECONDS = 20, 20.0
 
 
 def labels(*names: str) -> list[str]:

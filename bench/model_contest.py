@@ -9,7 +9,7 @@ from bench.contest import Entrant, contest
 from bench.schedules import RESOLUTIONS
 
 #: Rounds, and seconds after which a contest makes do with fewer.
-ROUNDS, SECONDS = 20, 20.0
+ROUNDS, SECONDS = 20, 10.0
 
 
 def hold(
