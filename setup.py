@@ -35,12 +35,14 @@ KERNEL_SOURCES = ("cpu/kernels/*.cpp",)  # compiled once per instruction set
 CUDA_CXX_SOURCES = ("cuda_bridge.cpp",)
 CUDA_SOURCES = ("cuda/*.cu",)
 HEADERS = ("*.h", "cpu/*.h", "cpu/kernels/*.h", "cuda/*.h", "cuda/*.cuh")
+AVX512 = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 # csrc/cpu/isa.h's, with the flags of g++ and clang.
 ISAS = {
     "x86_64": {
         "sse42": ("-msse4.2",),
         "avx2": ("-mavx2", "-mfma"),
-        "avx512": ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+        "avx512": AVX512,
+        "avx512bf16": (*AVX512, "-mavx512bf16"),
     },
     "aarch64": {"neon": ()},
 }.get(platform.machine(), {"scalar": ()})
@@ -225,9 +227,12 @@ def write_ninja(file: Path, target: Path, cxx: list[str], cuda: Cuda | None) -> 
         for isa, flags in ISAS.items():
             # Their loops are vectorised by hand, and meant to contract to FMA.
             own = [*flags, f"-DEFFNET_FAST_ISA={isa}", "-fno-tree-vectorize", "-ffp-contract=fast"]
+            own.append("-Wno-maybe-uninitialized")  # GCC 12 says so of its own intrinsics
             ninja.rule(isa, f"{compile_} {shlex.join(own)}", f"{isa} $in", depfile="$out.d",
                        deps="gcc")  # fmt: skip
             for path in find(*KERNEL_SOURCES):
+                if isa == "avx512bf16" and path.name == "fp32.cpp":
+                    continue  # csrc/cpu/isa.cpp takes avx512's
                 objects.append(f"{path}.{isa}.o")
                 ninja.build(escape_path(objects[-1]), isa, escape_path(str(CSRC / path)))
         ninja.build(escape_path(str(target)), "link", [escape_path(name) for name in objects])

@@ -77,14 +77,18 @@ cpu::Network network(const py::dict& spec) {
     return n;
 }
 
-void run(const cpu::Engine& engine, uintptr_t data, bool is_uint8, const std::vector<int>& shape,
-         const std::vector<int64_t>& stride, int threads, bool features, uintptr_t out) {
+// The seconds of each of steps() if `profiled`, else nothing.
+std::vector<double> run(const cpu::Engine& engine, uintptr_t data, bool is_uint8,
+                        const std::vector<int>& shape, const std::vector<int64_t>& stride,
+                        int threads, bool features, uintptr_t out, bool profiled) {
     const cpu::Input x = {reinterpret_cast<const void*>(data), is_uint8,
                           shape.at(0), shape.at(1), shape.at(2), shape.at(3),
                           stride.at(0), stride.at(1), stride.at(2), stride.at(3)};
     const py::gil_scoped_release unlocked;
+    std::vector<double> seconds(profiled ? engine.steps(x.h, x.w).size() : 0);
     engine.run(x, threads, features ? cpu::Result::features : cpu::Result::logits,
-               reinterpret_cast<float*>(out));
+               reinterpret_cast<float*>(out), profiled ? seconds.data() : nullptr);
+    return seconds;
 }
 
 }  // namespace
@@ -96,9 +100,10 @@ void register_cpu_engine(py::module_& m) {
         return names;
     }, "Instruction sets of csrc/cpu that this machine runs, ascending.");
     py::class_<cpu::Engine>(m, "CpuEngine")
-        .def(py::init([](const py::dict& spec, const std::string& isa) {
-            return std::make_unique<cpu::Engine>(network(spec), cpu::choose_isa(isa));
-        }), py::arg("network"), py::arg("isa"))
+        .def(py::init([](const py::dict& spec, const std::string& isa, bool bf16) {
+            return std::make_unique<cpu::Engine>(network(spec), cpu::choose_isa(isa),
+                                                 bf16 ? cpu::Type::bf16 : cpu::Type::fp32);
+        }), py::arg("network"), py::arg("isa"), py::arg("bf16"))
         .def("run", &run)
         .def("feature_size", &cpu::Engine::feature_size)
         .def("workspace_bytes", &cpu::Engine::workspace_bytes)

@@ -1,12 +1,13 @@
 """The native CPU engine: a trained model as a fixed plan, batch norms folded, weights packed once.
 
-Nothing of the model is kept or changed. Arithmetic is fp32; SiLU's relative error is 3e-7.
+Nothing of the model is kept or changed. In fp32 SiLU's relative error is 3e-7. In bfloat16 that is
+how maps and weights lie in memory; sums, depthwise convolutions and squeeze-and-excitation are fp32.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,6 +19,17 @@ from effnet_fast.models import EfficientNet
 from effnet_fast.modules import ConvNormAct, MBConv, SqueezeExcitation
 
 Spec = dict[str, Any]
+
+
+class Step(NamedTuple):
+    """One of an engine's steps."""
+
+    name: str
+    #: Channels, and rows x columns, before and after.
+    shape: str
+    #: Of one image.
+    multiply_adds: float
+    weight_bytes: float
 
 
 class Engine:
@@ -35,17 +47,17 @@ class Engine:
     for tests.
     """
 
-    def __init__(self, spec: Spec, threads: int | None) -> None:
-        self._spec, self._threads = spec, threads
+    def __init__(self, spec: Spec, dtype: torch.dtype, threads: int | None) -> None:
+        self._spec, self.dtype, self._threads = spec, dtype, threads
         self.isa = os.environ.get("EFFNET_FAST_CPU_ISA", "") or _C.cpu_isas()[-1]
-        self._native = _C.CpuEngine(spec, self.isa)
+        self._native = _C.CpuEngine(spec, self.isa, dtype == torch.bfloat16)
         self.in_channels: int = spec["stem"]["in"]
         self.num_features: int = spec["head"]["weight"].shape[0]
         classifier = spec["classifier"]
         self.num_classes: int = 0 if classifier is None else classifier["weight"].shape[0]
 
-    def __reduce__(self) -> tuple[type[Engine], tuple[Spec, int | None]]:
-        return Engine, (self._spec, self._threads)
+    def __reduce__(self) -> tuple[type[Engine], tuple[Spec, torch.dtype, int | None]]:
+        return Engine, (self._spec, self.dtype, self._threads)
 
     def __call__(self, x: Tensor | np.ndarray) -> Tensor | np.ndarray:
         """Images [N, in_channels, H, W] -> logits [N, num_classes], fp32.
@@ -76,12 +88,17 @@ class Engine:
             out = torch.empty((n, rows, columns, self.num_features))
         else:
             out = torch.empty((n, self.num_classes or self.num_features))
-        self._native.run(
-            image.data_ptr(), image.dtype == torch.uint8, image.shape, image.stride(),
-            self.threads, features, out.data_ptr(),
-        )  # fmt: skip
+        self._native_run(image, features, out, profiled=False)
         result = out.permute(0, 3, 1, 2) if features else out
         return result.numpy() if isinstance(x, np.ndarray) else result
+
+    def _native_run(
+        self, image: Tensor, features: bool, out: Tensor, profiled: bool
+    ) -> list[float]:
+        return self._native.run(
+            image.data_ptr(), image.dtype == torch.uint8, image.shape, image.stride(),
+            self.threads, features, out.data_ptr(), profiled,
+        )  # fmt: skip
 
     def _check(self, x: Tensor) -> None:
         if x.dtype not in (torch.float32, torch.uint8):
@@ -102,21 +119,42 @@ class Engine:
         """Those of a call: as given, else ``torch.get_num_threads()`` of the calling thread."""
         return self._threads or torch.get_num_threads()
 
-    def summary(self, h: int = 224, w: int = 224) -> str:
-        """The steps for images of ``h`` x ``w`` pixels, in words: multiply-adds and weights."""
+    def steps(self, h: int, w: int) -> list[Step]:
+        """What is done for one image of ``h`` x ``w`` pixels, in order."""
         if h < 1 or w < 1:
             raise ValueError(f"an image of {h} x {w} pixels: expected 1 x 1 or more")
-        steps = self._native.steps(h, w)
-        wide = max(len(name) for name, *_ in steps)
+        return [Step(*step) for step in self._native.steps(h, w)]
+
+    def profile(self, x: Tensor, repeats: int = 20) -> list[tuple[Step, float]]:
+        """The steps for one image, and the median of their seconds in ``repeats`` calls.
+
+        Args:
+            x: one image, [1, in_channels, H, W], as in a call.
+            repeats: after two calls that do not count.
+        """
+        self._check(x)
+        if len(x) != 1 or repeats < 1:
+            raise ValueError(f"{len(x)} images, {repeats} repeats: expected 1, and 1 or more")
+        out = torch.empty((1, self.num_classes or self.num_features))
+        runs = [self._native_run(x, False, out, profiled=True) for _ in range(2 + repeats)]
+        seconds = np.median(np.array(runs[2:]), 0)
+        return list(zip(self.steps(*x.shape[2:]), seconds.tolist(), strict=True))
+
+    def summary(self, h: int = 224, w: int = 224) -> str:
+        """The steps for images of ``h`` x ``w`` pixels, in words: multiply-adds and weights."""
+        steps = self.steps(h, w)
+        wide = max(len(step.name) for step in steps)
         lines = [
-            f"{name:{wide}}  {macs / 1e6:9.2f} M  {weights / 1024:8.1f} KiB  {shape}"
-            for name, shape, macs, weights in steps
+            f"{s.name:{wide}}  {s.multiply_adds / 1e6:9.2f} M  {s.weight_bytes / 1024:8.1f} KiB  "
+            f"{s.shape}"
+            for s in steps
         ]
-        macs, weights = sum(s[2] for s in steps), sum(s[3] for s in steps)
+        macs, weights = sum(s.multiply_adds for s in steps), sum(s.weight_bytes for s in steps)
         workspace = self._native.workspace_bytes(h, w, self.threads)
         lines.append(
             f"{'total':{wide}}  {macs / 1e6:9.2f} M  {weights / 1024:8.1f} KiB  "
-            f"workspace {workspace / 2**20:.1f} MiB, {self.isa}, {self.threads} threads"
+            f"workspace {workspace / 2**20:.1f} MiB, {str(self.dtype).removeprefix('torch.')}, "
+            f"{self.isa}, {self.threads} threads; another number of threads may change the last bits"
         )
         return "\n".join(lines)
 
@@ -133,8 +171,8 @@ def optimize_for_inference(
     Args:
         model: any width, depth, ``num_classes``, ``in_channels`` and padding; on a CPU of the
             library's own structure. It is left untouched, and later changes do not show.
-        dtype: of weights and activations. None: as the model is; on a CPU ``torch.float32``, which
-            is the only one there.
+        dtype: of weights and activations. None: as the model is. On a CPU ``torch.float32`` or
+            ``torch.bfloat16``; results are fp32 there.
         input_shape: [N, in_channels, H, W] to plan for now instead of at the first call.
         threads: on a CPU, of every call; None follows ``torch.set_num_threads``.
 
@@ -158,11 +196,15 @@ def optimize_for_inference(
             raise ValueError(f"dtype {dtype}: expected a floating type")
         engine = GraphEngine(model, dtype)
     elif device.type == "cpu":
-        if dtype not in (None, torch.float32):
-            raise ValueError(f"dtype {dtype}: the CPU engine computes in torch.float32")
+        if dtype is None:
+            dtype = next(model.parameters()).dtype
+        if dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(
+                f"dtype {dtype}: the CPU engine computes in torch.float32 or torch.bfloat16"
+            )
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be >= 1, got {threads}")
-        engine = Engine(_spec(model), threads)
+        engine = Engine(_spec(model), dtype, threads)
     else:
         raise ValueError(f"the model is on {device}: there are engines for CPUs and CUDA GPUs")
     if input_shape is not None:

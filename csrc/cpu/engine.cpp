@@ -13,24 +13,36 @@
 namespace effnet_fast::cpu {
 
 struct Engine::State {
+    virtual ~State() = default;
+    virtual void run(const Input& x, int threads, Result result, float* out, double* seconds) = 0;
+    // A plan stays what it is for as long as it is held.
+    virtual std::shared_ptr<const Plan> plan(int h, int w) = 0;
+    virtual size_t workspace_bytes(int h, int w, int threads) = 0;
+
+    Network network;  // less its weights: the packed copies are what runs
+    int weight_bytes = 0;
+};
+
+template <typename T>
+struct Engine::StateOf : Engine::State {
     // Sizes seen last; a plan takes 10 MB for B7's images, of which the workspaces are most.
     static constexpr size_t kPlansKept = 8;
 
     struct Sized {
         Plan plan;
-        std::multimap<int, std::unique_ptr<Workspace>> idle;  // by number of threads
+        std::multimap<int, std::unique_ptr<Workspace<T>>> idle;  // by number of threads
     };
 
-    Network network;
-    Packed packed;
-    const Kernels& kernels;
-    mutable std::mutex mutex;
-    mutable std::list<std::pair<std::pair<int, int>, std::shared_ptr<Sized>>> recent;
+    const Kernels<T>& kernels;
+    Packed<T> packed;
+    std::mutex mutex;
+    std::list<std::pair<std::pair<int, int>, std::shared_ptr<Sized>>> recent;
 
-    State(const Network& n, const Kernels& k) : network(n), kernels(k) {
+    StateOf(const Network& n, const Kernels<T>& k) : kernels(k) {
         check(n);
-        packed = pack(n, k.panel_blocks);
-        // The packed copies are what runs.
+        packed = pack<T>(n, k.panel_blocks);
+        network = n;
+        weight_bytes = sizeof(T);
         const auto drop = [](auto& layer) { layer.weight = {}; };
         for (Conv* c : {&network.stem, &network.head}) drop(*c);
         drop(network.classifier);
@@ -40,7 +52,7 @@ struct Engine::State {
         }
     }
 
-    std::shared_ptr<Sized> sized(int h, int w) const {
+    std::shared_ptr<Sized> sized(int h, int w) {
         const std::lock_guard lock(mutex);
         const auto found = std::find_if(recent.begin(), recent.end(), [&](const auto& entry) {
             return entry.first == std::pair(h, w);
@@ -49,17 +61,26 @@ struct Engine::State {
             recent.splice(recent.begin(), recent, found);
         } else {
             auto fresh = std::make_shared<Sized>();
-            fresh->plan = make_plan(network, h, w, kernels.panel_blocks);
+            fresh->plan = make_plan(network, h, w);
             recent.emplace_front(std::pair(h, w), std::move(fresh));
             if (recent.size() > kPlansKept) recent.pop_back();
         }
         return recent.front().second;
     }
 
+    std::shared_ptr<const Plan> plan(int h, int w) override {
+        const auto found = sized(h, w);
+        return {found, &found->plan};
+    }
+
+    size_t workspace_bytes(int h, int w, int threads) override {
+        return Workspace<T>(sized(h, w)->plan, threads).arena.bytes();
+    }
+
     // A workspace for the time of one call.
     class Lease {
     public:
-        Lease(const State& state, Sized& sized, int threads)
+        Lease(StateOf& state, Sized& sized, int threads)
             : state_(state), sized_(sized), threads_(threads) {
             {
                 const std::lock_guard lock(state.mutex);
@@ -69,7 +90,7 @@ struct Engine::State {
                     sized.idle.erase(idle);
                 }
             }
-            if (!workspace_) workspace_ = std::make_unique<Workspace>(sized.plan, threads);
+            if (!workspace_) workspace_ = std::make_unique<Workspace<T>>(sized.plan, threads);
         }
         Lease(Lease&&) = default;
         ~Lease() {
@@ -77,117 +98,130 @@ struct Engine::State {
             const std::lock_guard lock(state_.mutex);
             sized_.idle.emplace(threads_, std::move(workspace_));
         }
-        Workspace& operator*() { return *workspace_; }
+        Workspace<T>& operator*() { return *workspace_; }
 
     private:
-        const State& state_;
+        StateOf& state_;
         Sized& sized_;
         int threads_;
-        std::unique_ptr<Workspace> workspace_;
+        std::unique_ptr<Workspace<T>> workspace_;
     };
-};
 
-Engine::Engine(const Network& network, Isa isa)
-    : state_(std::make_unique<State>(network, kernels_of(isa))) {}
-
-Engine::~Engine() = default;
-
-void Engine::run(const Input& x, int threads, Result result, float* out) const {
-    const State& s = *state_;
-    if (x.c != s.network.stem.in) throw std::invalid_argument("channels are not the network's");
-    if (x.is_uint8 && s.network.scale.empty()) {
-        throw std::invalid_argument("the network has no normalisation for uint8 images");
-    }
-    if (x.n == 0) return;
-    const auto sized = s.sized(x.h, x.w);
-    const Job job = {s.network, s.packed, sized->plan, s.kernels, x, result};
-    const auto [h, w] = feature_size(x.h, x.w);
-    const Linear& classifier = s.network.classifier;
-    const long values = result == Result::features ? long(h) * w * s.network.head.out
-                        : classifier.out           ? classifier.out
-                                                   : s.network.head.out;
-    // A batch that feeds all threads is shared by images, which needs no barrier.
-    if (threads > 1 && x.n >= threads) {
-        std::vector<State::Lease> leases;
-        leases.reserve(threads);
-        for (int i = 0; i < threads; ++i) leases.emplace_back(s, *sized, 1);
+    void run(const Input& x, int threads, Result result, float* out, double* seconds) override {
+        const auto held = sized(x.h, x.w);
+        Job<T> job = {network, packed, held->plan, kernels, x, result, seconds};
+        const BlockPlan& last = held->plan.blocks.back();
+        const long values = result == Result::features
+                                ? long(last.rows.out) * last.columns.out * network.head.out
+                            : network.classifier.out ? network.classifier.out
+                                                     : network.head.out;
+        // A batch that feeds all threads is shared by images, which needs no barrier.
+        if (threads > 1 && x.n >= threads) {
+            std::vector<Lease> leases;
+            leases.reserve(threads);
+            for (int i = 0; i < threads; ++i) leases.emplace_back(*this, *held, 1);
+            job.seconds = nullptr;  // of one of several streams it would say little
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
-        for (int worker = 0; worker < threads; ++worker) {
-            for (int i = worker; i < x.n; i += threads) {
-                forward(job, *leases[worker], i, out + i * values, 0, 1);
+            for (int worker = 0; worker < threads; ++worker) {
+                for (int i = worker; i < x.n; i += threads) {
+                    forward(job, *leases[worker], i, out + i * values, 0, 1);
+                }
+            }
+            return;
+        }
+        Lease lease(*this, *held, threads);
+        if (threads == 1) {
+            for (int i = 0; i < x.n; ++i) forward(job, *lease, i, out + i * values, 0, 1);
+            return;
+        }
+#pragma omp parallel num_threads(threads)
+        {
+            const int tid = omp_get_thread_num(), team = omp_get_num_threads();
+            for (int i = 0; i < x.n; ++i) {
+                forward(job, *lease, i, out + i * values, tid, team);
+                // The next image overwrites what the classifier reads.
+#pragma omp barrier
             }
         }
-        return;
     }
-    State::Lease lease(s, *sized, threads);
-    if (threads == 1) {
-        for (int i = 0; i < x.n; ++i) forward(job, *lease, i, out + i * values, 0, 1);
-        return;
-    }
-#pragma omp parallel num_threads(threads)
-    {
-        const int tid = omp_get_thread_num(), team = omp_get_num_threads();
-        for (int i = 0; i < x.n; ++i) {
-            forward(job, *lease, i, out + i * values, tid, team);
-            // The next image overwrites what the classifier reads.
-#pragma omp barrier
-        }
+};
+
+Engine::Engine(const Network& network, Isa isa, Type type) {
+    if (type == Type::fp32) {
+        state_ = std::make_unique<StateOf<float>>(network, fp32_kernels(isa));
+    } else {
+        state_ = std::make_unique<StateOf<Bf16>>(network, bf16_kernels(isa));
     }
 }
 
+Engine::~Engine() = default;
+
+void Engine::run(const Input& x, int threads, Result result, float* out, double* seconds) const {
+    const Network& network = state_->network;
+    if (x.c != network.stem.in) throw std::invalid_argument("channels are not the network's");
+    if (x.is_uint8 && network.scale.empty()) {
+        throw std::invalid_argument("the network has no normalisation for uint8 images");
+    }
+    if (x.n > 0) state_->run(x, threads, result, out, seconds);
+}
+
 std::pair<int, int> Engine::feature_size(int h, int w) const {
-    const BlockPlan& last = state_->sized(h, w)->plan.blocks.back();
+    const BlockPlan& last = state_->plan(h, w)->blocks.back();
     return {last.rows.out, last.columns.out};
 }
 
 std::vector<Step> Engine::steps(int h, int w) const {
-    const State& s = *state_;
-    const auto sized = s.sized(h, w);
-    const Plan& plan = sized->plan;
+    State& s = *state_;
+    const auto held = s.plan(h, w);
+    const Plan& plan = *held;
     std::vector<Step> steps;
     const auto size = [](const Axis& rows, const Axis& columns, bool out) {
         return std::to_string(out ? rows.out : rows.in) + "x" +
                std::to_string(out ? columns.out : columns.in);
     };
+    // `stored`: weights of the engine's type; those of `exact` are fp32 in any case.
     const auto add = [&](const std::string& name, const std::string& shape, double macs,
-                         double weights) { steps.push_back({name, shape, macs, 4 * weights}); };
+                         double stored, double exact) {
+        steps.push_back({name, shape, macs, s.weight_bytes * stored + 4 * exact});
+    };
     for (size_t i = 0; i < plan.blocks.size(); ++i) {
         const Block& b = s.network.blocks[i];
         const BlockPlan& p = plan.blocks[i];
         const std::string name = "blocks." + std::to_string(i);
         const Conv& d = b.depthwise;
         const double in = double(p.rows.in) * p.columns.in, out = double(p.rows.out) * p.columns.out;
-        const double first = i == 0 ? double(s.packed.stem.k) * s.network.stem.out
+        const double first = i == 0 ? double(s.network.stem.in) * s.network.stem.kernel *
+                                          s.network.stem.kernel * s.network.stem.out
                                     : double(b.expand.in) * b.expand.out;
         const double taps = double(d.kernel) * d.kernel * d.out;
         add(name + (i == 0 ? ".stem+depthwise" : b.expand.out ? ".expand+depthwise" : ".depthwise"),
             std::to_string(d.out) + "x" + size(p.rows, p.columns, false) + " -> " +
                 size(p.rows, p.columns, true) + ", ring of " + std::to_string(p.ring_rows) + " rows",
-            first * in + taps * out, first + taps);
+            first * in + taps * out, i == 0 ? 0 : first, i == 0 ? first + taps : taps);
         const double squeeze = 2.0 * b.reduce.out * d.out;
         const double weights = double(b.project.in) * b.project.out;
         add(name + (b.reduce.out ? ".se+project" : ".project"),
             std::to_string(d.out) + " -> " + std::to_string(b.project.out) + ", " +
                 size(p.rows, p.columns, true),
-            weights * out + squeeze, weights + squeeze);
+            weights * out + squeeze, weights, squeeze);
     }
     const Conv& head = s.network.head;
     const BlockPlan& last = plan.blocks.back();
     const double weights = double(head.in) * head.out;
     add("head+pool", std::to_string(head.in) + " -> " + std::to_string(head.out) + ", " +
         size(last.rows, last.columns, true),
-        weights * last.rows.out * last.columns.out, weights);
+        weights * last.rows.out * last.columns.out, weights, 0);
     const Linear& classifier = s.network.classifier;
     if (classifier.out) {
         const double all = double(classifier.in) * classifier.out;
         add("classifier", std::to_string(classifier.in) + " -> " + std::to_string(classifier.out),
-            all, all);
+            all, all, 0);
     }
     return steps;
 }
 
 size_t Engine::workspace_bytes(int h, int w, int threads) const {
-    return Workspace(state_->sized(h, w)->plan, threads).bytes();
+    return state_->workspace_bytes(h, w, threads);
 }
 
 }  // namespace effnet_fast::cpu

@@ -58,7 +58,10 @@ struct Input {
     int64_t stride_n, stride_c, stride_h, stride_w;
 };
 
-// What run() writes, in fp32.
+// How maps and weights lie in memory. Results are fp32 in any case.
+enum class Type { fp32, bf16 };
+
+// What run() writes.
 enum class Result {
     logits,    // [n][classes]; without a classifier [n][features]
     features,  // the head's activated map [n][h][w][features]
@@ -74,11 +77,12 @@ struct Step {
 class Engine {
 public:
     // std::invalid_argument names what in `network` the engine does not know.
-    Engine(const Network& network, Isa isa);
+    Engine(const Network& network, Isa isa, Type type);
     ~Engine();
 
-    // n >= 0, h and w >= 1, c the stem's.
-    void run(const Input& x, int threads, Result result, float* out) const;
+    // n >= 0, h and w >= 1, c the stem's. `seconds`: where the time of each of steps() is added, as
+    // the first thread sees it; or null.
+    void run(const Input& x, int threads, Result result, float* out, double* seconds) const;
 
     // Height and width of the head's map.
     std::pair<int, int> feature_size(int h, int w) const;
@@ -88,6 +92,8 @@ public:
 
 private:
     struct State;
+    template <typename T>
+    struct StateOf;
     std::unique_ptr<State> state_;
 };
 

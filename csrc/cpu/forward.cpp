@@ -5,6 +5,7 @@
 #include "cpu/forward.h"
 
 #include <algorithm>
+#include <chrono>
 
 namespace effnet_fast::cpu {
 
@@ -15,31 +16,47 @@ std::pair<int, int> share(int count, int tid, int team) {
     return {int(long(count) * tid / team), int(long(count) * (tid + 1) / team)};
 }
 
+template <typename T>
 class Forward {
 public:
-    Forward(const Job& job, Workspace& all, int image, float* out, int tid, int team)
+    Forward(const Job<T>& job, Workspace<T>& all, int image, float* out, int tid, int team)
         : job_(job), k_(job.kernels), all_(all), own_(all.threads[tid]), image_(image), out_(out),
-          tid_(tid), team_(team) {}
+          tid_(tid), team_(team), seconds_(tid == 0 ? job.seconds : nullptr) {}
 
     void run() {
-        const float* in = nullptr;
+        if (seconds_) since_ = Clock::now();
+        const T* in = nullptr;
         const int count = int(job_.plan.blocks.size());
         for (int i = 0; i < count; ++i) {
-            float* next = all_.map[i % 2].data();
+            T* next = all_.map[i % 2];
             expand_and_depthwise(i, in);
             barrier();
+            lap();
             gate(i);
             project(i, in, next);
             barrier();
+            lap();
             in = next;
         }
         head(in);
+        lap();
         if (job_.result == Result::features) return;
         barrier();
         classify();
+        lap();
     }
 
 private:
+    using Clock = std::chrono::steady_clock;
+
+    // The end of a step.
+    void lap() {
+        if (!seconds_) return;
+        const Clock::time_point now = Clock::now();
+        *seconds_++ += std::chrono::duration<double>(now - since_).count();
+        since_ = now;
+    }
+
     void barrier() {
         if (team_ == 1) return;
 #pragma omp barrier
@@ -50,194 +67,207 @@ private:
         return team_ > 1 && groups < 4 * team_ && groups % team_ ? std::min(team_, rows) : 1;
     }
 
-    void expand_and_depthwise(int i, const float* in) {
-        const Conv& d = job_.network.blocks[i].depthwise;
+    void expand_and_depthwise(int i, const T* in) {
         const BlockPlan& plan = job_.plan.blocks[i];
-        const int blocks = blocks_of(d.out), groups = (blocks + kGroupBlocks - 1) / kGroupBlocks;
-        const int parts = stripes(groups, plan.rows.out);
+        const std::vector<Range>& groups = job_.packed.blocks[i].groups;
+        const int parts = stripes(int(groups.size()), plan.rows.out);
         clear_padding(plan);
-        const auto [first, last] = share(groups * parts, tid_, team_);
+        const auto [first, last] = share(int(groups.size()) * parts, tid_, team_);
         for (int item = first; item < last; ++item) {
-            const int from = item / parts * kGroupBlocks;
-            const int to = std::min(from + kGroupBlocks, blocks);
             const auto [top, bottom] = share(plan.rows.out, item % parts, parts);
-            run_group(i, in, from, to, top, bottom, sums(item % parts));
+            run_group(i, in, groups[item / parts], top, bottom, sums(item % parts));
         }
     }
 
-    float* sums(int stripe) { return all_.sums.data() + stripe * job_.plan.channels; }
+    float* sums(int stripe) { return all_.sums + stripe * job_.plan.channels; }
 
     void clear_padding(const BlockPlan& p) {
         const int before = p.columns.before * kBlock, width = p.ring_width * kBlock;
         const int after = before + p.columns.in * kBlock;
-        for (int r = 0; r < kGroupBlocks * p.ring_rows; ++r) {
-            float* row = own_.ring.data() + long(r) * width;
+        for (int r = 0; r < kWidest * p.ring_rows; ++r) {
+            float* row = own_.ring + long(r) * width;
             std::fill(row, row + before, 0.0f);
             std::fill(row + after, row + width, 0.0f);
         }
     }
 
-    // Output rows [top, bottom) of blocks [from, to), and their sums.
-    void run_group(int i, const float* in, int from, int to, int top, int bottom, float* sums) {
+    // Output rows [top, bottom) of the blocks of one group, and their sums.
+    void run_group(int i, const T* in, Range group, int top, int bottom, float* sums) {
         const Conv& d = job_.network.blocks[i].depthwise;
-        const PackedBlock& packed = job_.packed.blocks[i];
+        const PackedBlock<T>& packed = job_.packed.blocks[i];
         const BlockPlan& p = job_.plan.blocks[i];
         const long block_stride = long(p.ring_rows) * p.ring_width * kBlock;
         const long pixels = long(p.rows.out) * p.columns.out;
         const int taps = d.kernel * d.kernel, pad = p.rows.before;
-        std::fill(sums + from * kBlock, sums + to * kBlock, 0.0f);
+        std::fill_n(sums + group.first * kBlock, group.count * kBlock, 0.0f);
         const int end = std::min(p.rows.in, (bottom - 1) * d.stride - pad + d.kernel);
         int have = std::max(0, top * d.stride - pad);
-        for (int y = top; y < bottom; ++y) {
+        next_image_row_ = have * job_.network.stem.stride - job_.plan.stem_rows.before;
+        for (int y = top; y < bottom;) {
             const int above = y * d.stride - pad;
             if (std::min(p.rows.in, above + d.kernel) > have) {
                 const int until = std::min(end, std::max(0, above) + p.ring_rows);
-                fill_ring(i, in, from, to, have, until);
+                fill_ring(i, in, group, have, until);
                 have = until;
             }
-            for (int b = from; b < to; ++b) {
-                const float* rows[5];
-                for (int r = 0; r < d.kernel; ++r) {
+            // All the rows that need no more than there is.
+            const int ready = have == end ? bottom : (have + pad - d.kernel) / d.stride + 1;
+            const int count = ready - y, read = (count - 1) * d.stride + d.kernel;
+            for (int b = 0; b < group.count; ++b) {
+                for (int r = 0; r < read; ++r) {
                     const int at = above + r;
                     const bool outside = at < 0 || at >= p.rows.in;
-                    rows[r] = outside ? all_.zeros.data()
-                                      : own_.ring.data() + (b - from) * block_stride +
-                                            long(at % p.ring_rows) * p.ring_width * kBlock;
+                    own_.rows[r] = outside ? all_.zeros
+                                           : own_.ring + b * block_stride +
+                                                 long(at % p.ring_rows) * p.ring_width * kBlock;
                 }
-                float* out = all_.depthwise.data() +
-                             (b * pixels + long(y) * p.columns.out) * kBlock;
-                k_.depthwise_row({rows, packed.taps.data() + long(b) * taps * kBlock,
-                                  packed.depthwise_bias.data() + b * kBlock, out, d.kernel,
-                                  d.stride, p.columns.out});
-                k_.activate(out, p.columns.out, d.act, sums + b * kBlock);
+                const long block = group.first + b;
+                k_.depthwise({own_.rows, packed.taps + block * taps * kBlock,
+                              packed.depthwise_bias + block * kBlock,
+                              all_.depthwise + (block * pixels + long(y) * p.columns.out) * kBlock,
+                              sums + block * kBlock, d.kernel, d.stride, count, p.columns.out,
+                              d.act});
             }
+            y = ready;
         }
     }
 
     // Rows [top, bottom) of what the depthwise convolution reads.
-    void fill_ring(int i, const float* in, int from, int to, int top, int bottom) {
+    void fill_ring(int i, const T* in, Range group, int top, int bottom) {
         const BlockPlan& p = job_.plan.blocks[i];
         const Conv& expand = job_.network.blocks[i].expand;
         const int width = p.columns.in;
         const long block_stride = long(p.ring_rows) * p.ring_width * kBlock;
-        float* ring = own_.ring.data();
+        float* ring = own_.ring;
         if (i > 0 && !expand.out) {
-            for (int b = from; b < to; ++b) {
+            for (int b = 0; b < group.count; ++b) {
                 for (int y = top; y < bottom; ++y) {
-                    const float* row = in + (long(b) * p.rows.in + y) * width * kBlock;
-                    std::copy_n(row, width * kBlock,
-                                ring + (b - from) * block_stride + p.offset[long(y) * width]);
+                    k_.widen(ring_row(p, b, y), in + ((group.first + b) * long(p.rows.in) + y) * width * kBlock,
+                             long(width) * kBlock);
                 }
             }
             return;
         }
-        const bool stem = i == 0;
-        const Panels& w = stem ? job_.packed.stem : job_.packed.blocks[i].expand;
-        const auto [first, last] = w.range(from, to);
-        const int step = stem ? 1 : bottom - top;
-        for (int y = top; y < bottom; y += step) {
-            Product product = {};
-            if (stem) {
-                gather_patches(y);
-                product.a = own_.patches.data();
-                product.a_stride = long(width) * kBlock;
-            } else {
-                product.a = in + long(y) * width * kBlock;
-                product.a_stride = long(p.rows.in) * width * kBlock;
-            }
+        if (i == 0) {
+            for (int y = top; y < bottom; ++y) stem_row(p, group, y);
+        } else {
+            const Panels<T>& w = job_.packed.blocks[i].expand;
+            Product<T, float> product = {};
+            product.a = in + long(top) * width * kBlock;
+            product.a_stride = long(p.rows.in) * width * kBlock;
             product.c_stride = block_stride;
-            product.offset = p.offset.data() + long(y) * width;
-            product.pixels = step * width;
-            for (int j = first; j < last; ++j) {
-                product.c = ring + (w.panels[j].first_block - from) * block_stride;
-                multiply(product, w, j, w.weight.data() + w.panels[j].offset);
+            product.offset = p.offset.data() + long(top) * width;
+            product.pixels = (bottom - top) * width;
+            for (const Panel* panel = first_of(w, group); in_group(w, group, panel); ++panel) {
+                product.c = ring + (panel->first - group.first) * block_stride;
+                set(product, w, *panel);
+                k_.product(product);
             }
         }
-        const Activation act = stem ? job_.network.stem.act : expand.act;
-        for (int b = from; b < to; ++b) {
-            for (int y = top; y < bottom; ++y) {
-                float* row = ring + (b - from) * block_stride + p.offset[long(y) * width];
-                k_.activate(row, width, act, nullptr);
-            }
+        const Activation act = i == 0 ? job_.network.stem.act : expand.act;
+        for (int b = 0; b < group.count; ++b) {
+            k_.activate(ring + b * block_stride, p.offset.data() + long(top) * width,
+                        (bottom - top) * width, act, nullptr);
         }
     }
 
-    // By panel `j` of `w`, whose weights (or a scaled copy of them) are at `weight`.
-    void multiply(Product& product, const Panels& w, int j, const float* weight) {
-        const Panel& panel = w.panels[j];
-        product.b = weight;
+    // Pixel 0 of row `y` of the group's block `b`.
+    float* ring_row(const BlockPlan& p, int b, int y) {
+        return own_.ring + long(b) * p.ring_rows * p.ring_width * kBlock +
+               p.offset[long(y) * p.columns.in];
+    }
+
+    template <typename W>
+    static const Panel* first_of(const Panels<W>& w, Range group) {
+        const auto before = [](const Panel& p, int block) { return p.first < block; };
+        return &*std::lower_bound(w.panels.begin(), w.panels.end(), group.first, before);
+    }
+
+    template <typename W>
+    static bool in_group(const Panels<W>& w, Range group, const Panel* panel) {
+        return panel != w.panels.data() + w.panels.size() && panel->first < group.first + group.count;
+    }
+
+    // What is packed behind a panel is what is read after it.
+    template <typename C>
+    static void set(Product<T, C>& product, const Panels<T>& w, const Panel& panel) {
+        product.b = w.weight + panel.offset;
         product.k = w.k;
-        product.bias = w.bias.data() + panel.first_block * kBlock;
-        product.blocks = panel.blocks;
-        const bool more = j + 1 < int(w.panels.size()) && w.panels[j + 1].blocks == panel.blocks;
-        product.next = more ? w.weight.data() + w.panels[j + 1].offset : nullptr;
-        k_.product(product);
+        product.bias = w.bias + panel.first * kBlock;
+        product.blocks = panel.count;
+        product.next = product.b + w.size(panel);
     }
 
-    // The patches of one row of the stem's output: [c * kernel * kernel / 16][x][16].
-    void gather_patches(int y) {
+    // Row `y` of the stem's map, by rows of the image of which the last ones are kept.
+    void stem_row(const BlockPlan& p, Range group, int y) {
         const Conv& s = job_.network.stem;
-        int k = 0;
+        const Panels<float>& w = job_.packed.stem;
+        const int above = y * s.stride - job_.plan.stem_rows.before;
+        next_image_row_ = std::max(next_image_row_, above);
+        for (; next_image_row_ < above + s.kernel; ++next_image_row_) {
+            for (int c = 0; c < s.in; ++c) load_image_row(c, next_image_row_);
+        }
+        const float** rows = own_.rows;
         for (int c = 0; c < s.in; ++c) {
-            for (int r = 0; r < s.kernel; ++r) {
-                const int row = y * s.stride - job_.plan.stem_rows.before + r;
-                for (int column = 0; column < s.kernel; ++column, ++k) {
-                    const int width = job_.plan.stem_columns.out;
-                    float* to = own_.patches.data() + long(k / kBlock) * width * kBlock + k % kBlock;
-                    if (job_.input.is_uint8) {
-                        const float scale = job_.network.scale[c], shift = job_.network.shift[c];
-                        gather(to, c, row, column, static_cast<const uint8_t*>(job_.input.data),
-                               [=](uint8_t v) { return scale * float(v) + shift; });
-                    } else {
-                        gather(to, c, row, column, static_cast<const float*>(job_.input.data),
-                               [](float v) { return v; });
-                    }
-                }
-            }
+            for (int r = 0; r < s.kernel; ++r) rows[c * s.kernel + r] = image_row(c, above + r);
+        }
+        for (const Panel* panel = first_of(w, group); in_group(w, group, panel); ++panel) {
+            k_.stem({rows, s.in * s.kernel, s.kernel, s.stride, w.weight + panel->offset,
+                     w.bias + panel->first * kBlock, ring_row(p, panel->first - group.first, y),
+                     long(p.ring_rows) * p.ring_width * kBlock, p.columns.in, panel->count});
         }
     }
 
-    template <typename T, typename Convert>
-    void gather(float* to, int c, int row, int column, const T* data, Convert convert) {
+    float* image_row(int c, int y) {
+        const int kernel = job_.network.stem.kernel, slot = (y % kernel + kernel) % kernel;
+        return own_.image + (long(c) * kernel + slot) * job_.plan.image_width;
+    }
+
+    void load_image_row(int c, int y) {
         const Input& x = job_.input;
-        const int width = job_.plan.stem_columns.out, stride = job_.network.stem.stride;
-        const int before = job_.plan.stem_columns.before - column;
-        // Output x reads column x * stride - before: those in [from, until) lie in the image.
-        const bool outside = row < 0 || row >= x.h;
-        const int from = outside ? width : std::min(width, (std::max(before, 0) + stride - 1) / stride);
-        const int beyond = std::max(x.w + before + stride - 1, 0) / stride;
-        const int until = outside ? width : std::max(from, std::min(width, beyond));
-        for (int i = 0; i < from; ++i) to[i * kBlock] = 0.0f;
-        const T* at = data + image_ * x.stride_n + c * x.stride_c + row * x.stride_h;
-        for (int i = from; i < until; ++i) {
-            to[i * kBlock] = convert(at[(long(i) * stride - before) * x.stride_w]);
+        float* to = image_row(c, y);
+        const int width = job_.plan.image_width, before = job_.plan.stem_columns.before;
+        if (y < 0 || y >= x.h) {
+            std::fill_n(to, width, 0.0f);
+            return;
         }
-        for (int i = until; i < width; ++i) to[i * kBlock] = 0.0f;
+        const int64_t at = image_ * x.stride_n + c * x.stride_c + y * x.stride_h;
+        std::fill_n(to, before, 0.0f);
+        std::fill(to + before + x.w, to + width, 0.0f);
+        to += before;
+        if (x.is_uint8) {
+            const float scale = job_.network.scale[c], shift = job_.network.shift[c];
+            const uint8_t* from = static_cast<const uint8_t*>(x.data) + at;
+            for (int i = 0; i < x.w; ++i) to[i] = scale * float(from[i * x.stride_w]) + shift;
+        } else if (const float* from = static_cast<const float*>(x.data) + at; x.stride_w == 1) {
+            std::copy_n(from, x.w, to);
+        } else {
+            for (int i = 0; i < x.w; ++i) to[i] = from[i * x.stride_w];
+        }
     }
 
     void gate(int i) {
         const Block& b = job_.network.blocks[i];
         if (!b.reduce.out) return;
         const BlockPlan& p = job_.plan.blocks[i];
-        const PackedBlock& packed = job_.packed.blocks[i];
+        const PackedBlock<T>& packed = job_.packed.blocks[i];
         const int blocks = blocks_of(b.depthwise.out);
-        const int groups = (blocks + kGroupBlocks - 1) / kGroupBlocks;
-        const int parts = stripes(groups, p.rows.out);
+        const int parts = stripes(int(packed.groups.size()), p.rows.out);
         const float inverse = 1.0f / (float(p.rows.out) * float(p.columns.out));
         for (int c = 0; c < blocks * kBlock; ++c) {
             float sum = sums(0)[c];
             for (int s = 1; s < parts; ++s) sum += sums(s)[c];
-            own_.mean.data()[c] = sum * inverse;
+            own_.mean[c] = sum * inverse;
         }
-        k_.squeeze_excite(own_.mean.data(), packed.reduce.data(), packed.reduce_bias.data(),
-                          packed.widen.data(), packed.widen_bias.data(), b.squeeze_act,
-                          own_.hidden.data(), own_.gate.data(), b.reduce.out, blocks);
+        k_.squeeze_excite(own_.mean, packed.reduce, packed.reduce_bias, packed.widen,
+                          packed.widen_bias, b.squeeze_act, own_.hidden, own_.gate, b.reduce.out,
+                          blocks);
     }
 
-    void project(int i, const float* in, float* out) {
+    void project(int i, const T* in, T* out) {
         const Block& b = job_.network.blocks[i];
         const BlockPlan& p = job_.plan.blocks[i];
-        const Panels& w = job_.packed.blocks[i].project;
+        const Panels<T>& w = job_.packed.blocks[i].project;
         const int pixels = p.rows.out * p.columns.out, panels = int(w.panels.size());
         const bool by_panel = panels % team_ == 0;
         const auto [first, last] = by_panel ? share(panels, tid_, team_) : std::pair(0, panels);
@@ -245,50 +275,52 @@ private:
         if (left == right) return;
         for (int j = first; j < last; ++j) {
             const Panel& panel = w.panels[j];
-            const float* weight = w.weight.data() + panel.offset;
-            if (b.reduce.out) {
-                k_.scale_rows(own_.panel.data(), weight, own_.gate.data(), w.k,
-                              panel.blocks * kBlock);
-                weight = own_.panel.data();
-            }
-            const long at = (long(panel.first_block) * pixels + left) * kBlock;
-            Product product = {};
-            product.a = all_.depthwise.data() + long(left) * kBlock;
+            const long at = (long(panel.first) * pixels + left) * kBlock;
+            Product<T, T> product = {};
+            product.a = all_.depthwise + long(left) * kBlock;
             product.a_stride = product.c_stride = long(pixels) * kBlock;
             product.c = out + at;
             product.residual = b.residual ? in + at : nullptr;
             product.pixels = right - left;
-            multiply(product, w, j, weight);
+            set(product, w, panel);
+            if (b.reduce.out) {
+                k_.scale_rows(own_.panel, product.b, own_.gate, w.k, panel.count * kBlock);
+                product.b = own_.panel;
+            }
+            k_.product_to_map(product);
         }
     }
 
-    void head(const float* in) {
+    void head(const T* in) {
         const BlockPlan& last_block = job_.plan.blocks.back();
-        const Panels& w = job_.packed.head;
+        const Panels<T>& w = job_.packed.head;
         const int pixels = last_block.rows.out * last_block.columns.out;
-        float* piece = own_.piece.data();
         const auto [first, last] = share(int(w.panels.size()), tid_, team_);
         for (int j = first; j < last; ++j) {
-            const int base = w.panels[j].first_block, blocks = w.panels[j].blocks;
-            float* pooled = all_.pooled.data() + base * kBlock;
-            std::fill(pooled, pooled + blocks * kBlock, 0.0f);
+            const Panel& panel = w.panels[j];
+            float* pooled = all_.pooled + panel.first * kBlock;
+            std::fill_n(pooled, panel.count * kBlock, 0.0f);
             for (int left = 0; left < pixels; left += kPiece) {
-                Product product = {};
+                Product<T, float> product = {};
                 product.a = in + long(left) * kBlock;
                 product.a_stride = long(pixels) * kBlock;
-                product.c = piece;
+                product.c = own_.piece;
                 product.c_stride = kPiece * kBlock;
+                product.offset = job_.plan.dense.data();
                 product.pixels = std::min(kPiece, pixels - left);
-                multiply(product, w, j, w.weight.data() + w.panels[j].offset);
-                for (int b = 0; b < blocks; ++b) {
-                    float* map = piece + b * kPiece * kBlock;
-                    k_.activate(map, product.pixels, job_.network.head.act, pooled + b * kBlock);
+                set(product, w, panel);
+                k_.product(product);
+                for (int b = 0; b < panel.count; ++b) {
+                    float* map = own_.piece + b * kPiece * kBlock;
+                    k_.activate(map, product.offset, product.pixels, job_.network.head.act,
+                                pooled + b * kBlock);
                     if (job_.result == Result::features) {
-                        write_features(map, product.pixels, left, (base + b) * kBlock);
+                        write_features(map, product.pixels, left, (panel.first + b) * kBlock);
                     }
                 }
             }
-            for (int c = 0; c < blocks * kBlock; ++c) pooled[c] /= float(pixels);
+            for (int c = 0; c < panel.count * kBlock; ++c) pooled[c] /= float(pixels);
+            k_.narrow(all_.narrow + panel.first * kBlock, pooled, panel.count * kBlock);
         }
     }
 
@@ -301,38 +333,46 @@ private:
     }
 
     void classify() {
-        const Panels& w = job_.packed.classifier;
+        const Panels<T>& w = job_.packed.classifier;
         if (!w.out) {
-            if (tid_ == 0) std::copy_n(all_.pooled.data(), job_.network.head.out, out_);
+            if (tid_ == 0) std::copy_n(all_.pooled, job_.network.head.out, out_);
             return;
         }
         const auto [first, last] = share(int(w.panels.size()), tid_, team_);
         for (int j = first; j < last; ++j) {
-            const int at = w.panels[j].first_block * kBlock;
-            Product product = {};
-            product.a = all_.pooled.data();
+            const int at = w.panels[j].first * kBlock;
+            Product<T, float> product = {};
+            product.a = all_.narrow;
             product.a_stride = product.c_stride = kBlock;
-            product.c = own_.piece.data();
+            product.c = own_.piece;
+            product.offset = job_.plan.dense.data();
             product.pixels = 1;
-            multiply(product, w, j, w.weight.data() + w.panels[j].offset);
-            const int count = std::min(w.panels[j].blocks * kBlock, w.out - at);
-            std::copy_n(own_.piece.data(), count, out_ + at);
+            set(product, w, w.panels[j]);
+            k_.product(product);
+            std::copy_n(own_.piece, std::min(w.panels[j].count * kBlock, w.out - at), out_ + at);
         }
     }
 
-    const Job& job_;
-    const Kernels& k_;
-    Workspace& all_;
-    Workspace::PerThread& own_;
+    const Job<T>& job_;
+    const Kernels<T>& k_;
+    Workspace<T>& all_;
+    typename Workspace<T>::PerThread& own_;
     const int image_;
     float* const out_;
     const int tid_, team_;
+    double* seconds_;
+    Clock::time_point since_;
+    int next_image_row_ = 0;
 };
 
 }  // namespace
 
-void forward(const Job& job, Workspace& workspace, int image, float* out, int tid, int team) {
-    Forward(job, workspace, image, out, tid, team).run();
+template <typename T>
+void forward(const Job<T>& job, Workspace<T>& workspace, int image, float* out, int tid, int team) {
+    Forward<T>(job, workspace, image, out, tid, team).run();
 }
+
+template void forward(const Job<float>&, Workspace<float>&, int, float*, int, int);
+template void forward(const Job<Bf16>&, Workspace<Bf16>&, int, float*, int, int);
 
 }  // namespace effnet_fast::cpu

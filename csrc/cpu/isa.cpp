@@ -4,25 +4,45 @@
 
 namespace effnet_fast::cpu {
 
-const char* name(Isa isa) {
-    switch (isa) {
+// Each instruction set, and the one whose table for fp32 it takes.
 #if defined(__x86_64__)
-        case Isa::sse42:
-            return "sse42";
-        case Isa::avx2:
-            return "avx2";
-        case Isa::avx512:
-            return "avx512";
+#define EFFNET_FAST_ISAS(X) \
+    X(sse42, sse42) X(avx2, avx2) X(avx512, avx512) X(avx512bf16, avx512)
 #elif defined(__aarch64__)
-        case Isa::neon:
-            return "neon";
+#define EFFNET_FAST_ISAS(X) X(neon, neon)
 #else
-        case Isa::scalar:
-            return "scalar";
+#define EFFNET_FAST_ISAS(X) X(scalar, scalar)
 #endif
+
+#define EFFNET_FAST_DECLARE(isa, fp32) \
+    namespace isa { extern const Kernels<Bf16> bf16_kernels; } \
+    namespace fp32 { extern const Kernels<float> fp32_kernels; }
+EFFNET_FAST_ISAS(EFFNET_FAST_DECLARE)
+
+namespace {
+
+struct Tables {
+    Isa isa;
+    const char* name;
+    const Kernels<float>* fp32;
+    const Kernels<Bf16>* bf16;
+};
+
+#define EFFNET_FAST_ROW(isa, fp32) {Isa::isa, #isa, &fp32::fp32_kernels, &isa::bf16_kernels},
+const Tables kTables[] = {EFFNET_FAST_ISAS(EFFNET_FAST_ROW)};
+
+const Tables& tables(Isa isa) {
+    for (const Tables& t : kTables) {
+        if (t.isa == isa) return t;
     }
     throw std::invalid_argument("no such instruction set");
 }
+
+}  // namespace
+
+const char* name(Isa isa) { return tables(isa).name; }
+const Kernels<float>& fp32_kernels(Isa isa) { return *tables(isa).fp32; }
+const Kernels<Bf16>& bf16_kernels(Isa isa) { return *tables(isa).bf16; }
 
 std::vector<Isa> available_isas() {
 #if defined(__x86_64__)
@@ -42,42 +62,13 @@ std::vector<Isa> available_isas() {
         if (!supported) return found;
     }
     found.push_back(Isa::avx512);
+    if (__builtin_cpu_supports("avx512bf16")) found.push_back(Isa::avx512bf16);
     return found;
 #elif defined(__aarch64__)
     return {Isa::neon};
 #else
     return {Isa::scalar};
 #endif
-}
-
-#if defined(__x86_64__)
-namespace sse42 { extern const Kernels kernels; }
-namespace avx2 { extern const Kernels kernels; }
-namespace avx512 { extern const Kernels kernels; }
-#elif defined(__aarch64__)
-namespace neon { extern const Kernels kernels; }
-#else
-namespace scalar { extern const Kernels kernels; }
-#endif
-
-const Kernels& kernels_of(Isa isa) {
-    switch (isa) {
-#if defined(__x86_64__)
-        case Isa::sse42:
-            return sse42::kernels;
-        case Isa::avx2:
-            return avx2::kernels;
-        case Isa::avx512:
-            return avx512::kernels;
-#elif defined(__aarch64__)
-        case Isa::neon:
-            return neon::kernels;
-#else
-        case Isa::scalar:
-            return scalar::kernels;
-#endif
-    }
-    throw std::invalid_argument("no such instruction set");
 }
 
 Isa choose_isa(const std::string& wish) {

@@ -18,7 +18,8 @@ enum class Isa {
 #if defined(__x86_64__)
     sse42,
     avx2,    // with FMA
-    avx512,  // F, BW, DQ, VL
+    avx512,      // F, BW, DQ, VL
+    avx512bf16,  // and AVX512_BF16
 #elif defined(__aarch64__)
     neon,
 #else
@@ -35,6 +36,7 @@ std::vector<Isa> available_isas();
 // those there are, for any other.
 Isa choose_isa(const std::string& wish);
 
-const Kernels& kernels_of(Isa isa);
+const Kernels<float>& fp32_kernels(Isa isa);
+const Kernels<Bf16>& bf16_kernels(Isa isa);
 
 }  // namespace effnet_fast::cpu

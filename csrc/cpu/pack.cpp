@@ -1,52 +1,71 @@
 #include "cpu/pack.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <cstring>
 #include <stdexcept>
 
 namespace effnet_fast::cpu {
 
-std::pair<int, int> Panels::range(int first, int last) const {
-    const auto before = [](const Panel& p, int block) { return p.first_block < block; };
-    const auto from = std::lower_bound(panels.begin(), panels.end(), first, before);
-    const auto to = std::lower_bound(from, panels.end(), last, before);
-    return {int(from - panels.begin()), int(to - panels.begin())};
+namespace {
+
+// Twos, and three at the end of an odd number: a tile of one block would wait for its operands.
+std::vector<Range> groups_of(int blocks) {
+    std::vector<Range> groups;
+    for (int first = 0; first < blocks;) {
+        const int left = blocks - first, count = left == 3 || left == 1 ? left : 2;
+        groups.push_back({first, count});
+        first += count;
+    }
+    return groups;
 }
 
-Panels pack(const std::vector<float>& weight, const std::vector<float>& bias, int out, int k,
-            int panel_blocks) {
-    Panels p;
-    p.k = k;
-    p.out = out;
-    size_t size = 0;
-    for (int first = 0; first < p.blocks();) {
-        const int blocks = std::min(panel_blocks, p.blocks() - first);
-        p.panels.push_back({first, blocks, size});
-        size += size_t(k) * blocks * kBlock;
-        first += blocks;
-    }
-    p.weight = Floats(size);
-    p.bias = pack_rows(bias.data(), 1, out);
-    for (const Panel& panel : p.panels) {
-        const int width = panel.blocks * kBlock, first = panel.first_block * kBlock;
-        float* to = p.weight.data() + panel.offset;
-        for (int n = 0; n < std::min(width, out - first); ++n) {
-            const float* from = weight.data() + size_t(first + n) * k;
-            for (int i = 0; i < k; ++i) to[size_t(i) * width + n] = from[i];
-        }
-    }
-    return p;
+void put(float* to, float value) { *to = value; }
+
+// To nearest, ties to even; NaN stays NaN.
+void put(Bf16* to, float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const uint32_t rounded = value == value ? bits + 0x7fff + ((bits >> 16) & 1) : bits | 0x400000;
+    to->bits = static_cast<unsigned short>(rounded >> 16);
 }
 
-Floats pack_rows(const float* rows, int count, int c) {
+const float* pack_rows(Arena& arena, const float* rows, int count, int c) {
     const int width = blocks_of(c) * kBlock;
-    Floats packed(size_t(count) * width);
-    for (int i = 0; i < count; ++i) {
-        std::copy_n(rows + size_t(i) * c, c, packed.data() + size_t(i) * width);
-    }
+    float* packed = arena.get<float>(size_t(count) * width);
+    for (int i = 0; i < count; ++i) std::copy_n(rows + size_t(i) * c, c, packed + size_t(i) * width);
     return packed;
 }
 
-namespace {
+// weight [out][k], bias [out].
+template <typename T>
+Panels<T> pack_panels(Arena& arena, const std::vector<float>& weight, const std::vector<float>& bias,
+                      int out, int k, int panel_blocks) {
+    constexpr int pair = Panels<T>::pair;
+    Panels<T> p;
+    p.k = k;
+    p.out = out;
+    size_t size = 0;
+    for (const Range& group : groups_of(blocks_of(out))) {
+        const int most = panel_blocks == 1 ? 1 : kWidest;
+        for (int first = 0; first < group.count; first += most) {
+            p.panels.push_back({{group.first + first, std::min(most, group.count - first)}, size});
+            size += p.size(p.panels.back());
+        }
+    }
+    T* packed = arena.get<T>(size);
+    for (const Panel& panel : p.panels) {
+        const int width = panel.count * kBlock, first = panel.first * kBlock;
+        for (int n = 0; n < std::min(width, out - first); ++n) {
+            const float* from = weight.data() + size_t(first + n) * k;
+            T* to = packed + panel.offset + n * pair;
+            for (int i = 0; i < k; ++i) put(to + size_t(i / pair) * width * pair + i % pair, from[i]);
+        }
+    }
+    p.weight = packed;
+    p.bias = pack_rows(arena, bias.data(), 1, out);
+    return p;
+}
 
 std::vector<float> transposed(const std::vector<float>& m, int rows, int columns) {
     std::vector<float> t(m.size());
@@ -108,7 +127,10 @@ void check_block(const Block& b, int in, const std::string& name) {
 
 void check(const Network& n) {
     check_conv(n.stem, n.stem.in, n.stem.in, "stem");
-    require(n.stem.kernel % 2 == 1 && n.stem.stride >= 1, "stem has an even kernel or no stride");
+    require(n.stem.kernel % 2 == 1, "stem has an even kernel");
+    require(n.stem.stride == 1 || n.stem.stride == 2, "stem has a stride of " +
+                                                          std::to_string(n.stem.stride) +
+                                                          ", expected 1 or 2");
     require(!n.blocks.empty(), "it has no blocks");
     require(!n.blocks[0].expand.out && !n.blocks[0].residual,
             "its first block has an expansion or a residual connection");
@@ -125,30 +147,36 @@ void check(const Network& n) {
             "scale and shift are not one per channel of the image");
 }
 
-Packed pack(const Network& n, int panel_blocks) {
+template <typename T>
+Packed<T> pack(const Network& n, int panel_blocks) {
+    Packed<T> packed;
+    Arena& arena = packed.arena;
     const auto conv = [&](const Conv& c) {
-        return pack(c.weight, c.bias, c.out, int(c.weight.size() / c.out), panel_blocks);
+        const int k = int(c.weight.size() / c.out);
+        return pack_panels<T>(arena, c.weight, c.bias, c.out, k, panel_blocks);
     };
-    Packed packed;
-    packed.stem = conv(n.stem);
+    packed.stem = pack_panels<float>(arena, n.stem.weight, n.stem.bias, n.stem.out,
+                                     int(n.stem.weight.size() / n.stem.out), panel_blocks);
     for (const Block& b : n.blocks) {
-        PackedBlock p;
+        PackedBlock<T> p;
         const int c = b.depthwise.out, taps = b.depthwise.kernel * b.depthwise.kernel;
+        p.groups = groups_of(blocks_of(c));
         if (b.expand.out) p.expand = conv(b.expand);
-        p.taps = Floats(size_t(blocks_of(c)) * taps * kBlock);
+        float* to = arena.get<float>(size_t(blocks_of(c)) * taps * kBlock);
         for (int i = 0; i < c; ++i) {
             for (int t = 0; t < taps; ++t) {
-                p.taps.data()[(size_t(i / kBlock) * taps + t) * kBlock + i % kBlock] =
+                to[(size_t(i / kBlock) * taps + t) * kBlock + i % kBlock] =
                     b.depthwise.weight[size_t(i) * taps + t];
             }
         }
-        p.depthwise_bias = pack_rows(b.depthwise.bias.data(), 1, c);
+        p.taps = to;
+        p.depthwise_bias = pack_rows(arena, b.depthwise.bias.data(), 1, c);
         if (b.reduce.out) {
             const int squeezed = b.reduce.out;
-            p.reduce = pack_rows(b.reduce.weight.data(), squeezed, c);
-            p.reduce_bias = pack_rows(b.reduce.bias.data(), 1, squeezed);
-            p.widen = pack_rows(transposed(b.widen.weight, c, squeezed).data(), squeezed, c);
-            p.widen_bias = pack_rows(b.widen.bias.data(), 1, c);
+            p.reduce = pack_rows(arena, b.reduce.weight.data(), squeezed, c);
+            p.reduce_bias = pack_rows(arena, b.reduce.bias.data(), 1, squeezed);
+            p.widen = pack_rows(arena, transposed(b.widen.weight, c, squeezed).data(), squeezed, c);
+            p.widen_bias = pack_rows(arena, b.widen.bias.data(), 1, c);
         }
         p.project = conv(b.project);
         packed.blocks.push_back(std::move(p));
@@ -156,9 +184,12 @@ Packed pack(const Network& n, int panel_blocks) {
     packed.head = conv(n.head);
     if (n.classifier.out) {
         const Linear& l = n.classifier;
-        packed.classifier = pack(l.weight, l.bias, l.out, l.in, panel_blocks);
+        packed.classifier = pack_panels<T>(arena, l.weight, l.bias, l.out, l.in, panel_blocks);
     }
     return packed;
 }
+
+template Packed<float> pack(const Network&, int);
+template Packed<Bf16> pack(const Network&, int);
 
 }  // namespace effnet_fast::cpu

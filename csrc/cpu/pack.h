@@ -1,6 +1,7 @@
-// Weights in the order in which the kernels read them.
+// Weights in the order in which the kernels read them, which is that of execution.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "cpu/engine.h"
@@ -10,43 +11,48 @@ namespace effnet_fast::cpu {
 
 inline int blocks_of(int channels) { return (channels + kBlock - 1) / kBlock; }
 
+// Blocks that are multiplied, or expanded and convolved, together.
+struct Range {
+    int first, count;
+};
+
 // Columns of a product's weights that one pass over the pixels multiplies.
-struct Panel {
-    int first_block, blocks;
+struct Panel : Range {
     size_t offset;  // in Panels::weight
 };
 
-// [panel][k][16 * blocks], channels beyond `out` zero. No panel crosses a group of kGroupBlocks.
+template <typename T>
 struct Panels {
     int k = 0, out = 0;
     std::vector<Panel> panels;
-    Floats weight, bias;
+    const T* weight = nullptr;      // by panels, as Product::b
+    const float* bias = nullptr;    // whole blocks
+    size_t size(const Panel& p) const { return size_t(k + k % pair) * p.count * kBlock; }
 
-    int blocks() const { return blocks_of(out); }
-    // Panels that start in blocks [first, last).
-    std::pair<int, int> range(int first, int last) const;
+    static constexpr int pair = sizeof(T) == 4 ? 1 : 2;
 };
 
-// weight [out][k], bias [out].
-Panels pack(const std::vector<float>& weight, const std::vector<float>& bias, int out, int k,
-            int panel_blocks);
-
-// [rows][c] in rows of whole blocks.
-Floats pack_rows(const float* rows, int count, int c);
-
+template <typename T>
 struct PackedBlock {
-    Panels expand, project;
-    Floats taps, depthwise_bias;                       // [block][kernel * kernel][16], [block][16]
-    Floats reduce, reduce_bias, widen, widen_bias;     // widen transposed to [squeezed][c]
+    std::vector<Range> groups;  // of the depthwise convolution: no panel of `expand` crosses one
+    Panels<T> expand, project;
+    const float *taps, *depthwise_bias;  // [block][kernel * kernel][16], [block][16]
+    // widen transposed to [squeezed][c].
+    const float *reduce = nullptr, *reduce_bias = nullptr, *widen = nullptr, *widen_bias = nullptr;
 };
 
+template <typename T>
 struct Packed {
-    Panels stem, head, classifier;  // k of the stem: (channel, row, column)
-    std::vector<PackedBlock> blocks;
+    Arena arena;
+    Panels<float> stem;  // k: (channel, row, column)
+    std::vector<PackedBlock<T>> blocks;
+    Panels<T> head, classifier;
 };
 
 // std::invalid_argument names what does not fit.
 void check(const Network& network);
-Packed pack(const Network& network, int panel_blocks);
+
+template <typename T>
+Packed<T> pack(const Network& network, int panel_blocks);
 
 }  // namespace effnet_fast::cpu

@@ -38,52 +38,54 @@ BlockPlan plan_block(const Conv& d, int h, int w, bool same) {
 
 }  // namespace
 
-Plan make_plan(const Network& n, int h, int w, int panel_blocks) {
+Plan make_plan(const Network& n, int h, int w) {
     Plan plan;
+    for (int m = 0; m < kPiece; ++m) plan.dense.push_back(m * kBlock);
     plan.stem_rows = axis(h, n.stem.kernel, n.stem.stride, n.same_padding);
     plan.stem_columns = axis(w, n.stem.kernel, n.stem.stride, n.same_padding);
     h = plan.stem_rows.out, w = plan.stem_columns.out;
-    const int taps = n.stem.kernel * n.stem.kernel;
-    plan.patches = size_t(blocks_of(n.stem.in * taps)) * w * kBlock;
+    const Axis& across = plan.stem_columns;
+    plan.image_width = std::max(across.before + across.in, (w - 1) * n.stem.stride + n.stem.kernel);
+    plan.image_rows = size_t(n.stem.in) * n.stem.kernel;
     const auto floats = [](int channels) { return size_t(blocks_of(channels)) * kBlock; };
     for (const Block& b : n.blocks) {
         BlockPlan p = plan_block(b.depthwise, h, w, n.same_padding);
         h = p.rows.out, w = p.columns.out;
         const size_t pixels = size_t(h) * w, c = floats(b.depthwise.out);
-        plan.ring = std::max(plan.ring, size_t(kGroupBlocks) * p.ring_rows * p.ring_width * kBlock);
+        plan.ring = std::max(plan.ring, size_t(kWidest) * p.ring_rows * p.ring_width * kBlock);
         plan.depthwise = std::max(plan.depthwise, pixels * c);
         plan.map = std::max(plan.map, pixels * floats(b.project.out));
         plan.channels = std::max({plan.channels, c, floats(b.reduce.out)});
-        plan.panel = std::max(plan.panel, size_t(b.project.in) * panel_blocks * kBlock);
+        plan.rows = std::max(plan.rows, size_t(p.rows.out) * b.depthwise.stride + b.depthwise.kernel);
+        plan.zeros = std::max(plan.zeros, size_t(p.ring_width) * kBlock);
+        plan.panel = std::max(plan.panel, size_t(b.project.in + 1) * kWidest * kBlock);
         plan.blocks.push_back(std::move(p));
     }
     plan.channels = std::max(plan.channels, floats(n.head.out));
     return plan;
 }
 
-Workspace::Workspace(const Plan& plan, int count)
-    : depthwise(plan.depthwise), pooled(plan.channels), sums(plan.channels * count) {
-    size_t widest = 0;
-    for (const BlockPlan& b : plan.blocks) widest = std::max(widest, size_t(b.ring_width) * kBlock);
-    zeros = Floats(widest);
-    for (Floats& m : map) m = Floats(plan.map);
+template <typename T>
+Workspace<T>::Workspace(const Plan& plan, int count) {
+    for (T*& m : map) m = arena.get<T>(plan.map);
+    depthwise = arena.get<T>(plan.depthwise);
+    narrow = arena.get<T>(plan.channels);
+    pooled = arena.get<float>(plan.channels);
+    sums = arena.get<float>(plan.channels * count);
+    zeros = arena.get<float>(plan.zeros);
     for (int i = 0; i < count; ++i) {
-        const size_t c = plan.channels, piece = size_t(kGroupBlocks) * kPiece * kBlock;
-        threads.push_back({Floats(plan.ring), Floats(c), Floats(c), Floats(c), Floats(plan.panel),
-                           Floats(plan.patches), Floats(piece)});
+        PerThread t;
+        t.ring = arena.get<float>(plan.ring);
+        for (float** f : {&t.mean, &t.gate, &t.hidden}) *f = arena.get<float>(plan.channels);
+        t.piece = arena.get<float>(size_t(kWidest) * kPiece * kBlock);
+        t.image = arena.get<float>(plan.image_rows * plan.image_width);
+        t.rows = arena.get<const float*>(std::max(plan.image_rows, plan.rows));
+        t.panel = arena.get<T>(plan.panel);
+        threads.push_back(t);
     }
 }
 
-size_t Workspace::bytes() const {
-    size_t total = map[0].size() + map[1].size() + depthwise.size() + pooled.size() + sums.size() +
-                   zeros.size();
-    for (const PerThread& t : threads) {
-        for (const Floats* f : {&t.ring, &t.mean, &t.gate, &t.hidden, &t.panel, &t.patches,
-                                &t.piece}) {
-            total += f->size();
-        }
-    }
-    return total * sizeof(float);
-}
+template struct Workspace<float>;
+template struct Workspace<Bf16>;
 
 }  // namespace effnet_fast::cpu

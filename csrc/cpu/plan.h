@@ -23,26 +23,33 @@ struct BlockPlan {
     std::vector<int> offset;  // of pixel y * columns.in + x in the ring, in floats
 };
 
-struct Plan {
-    Axis stem_rows, stem_columns;
-    std::vector<BlockPlan> blocks;
-    size_t map = 0, depthwise = 0, ring = 0, channels = 0, panel = 0, patches = 0;  // floats
-};
-
-Plan make_plan(const Network& network, int h, int w, int panel_blocks);
-
 // One map row of products is cut into pieces of this many pixels where it need not stay whole.
 constexpr int kPiece = 56;
 
+struct Plan {
+    Axis stem_rows, stem_columns;
+    int image_width;  // of a row with its padding
+    std::vector<BlockPlan> blocks;
+    std::vector<int> dense;  // offsets of kPiece pixels side by side
+    // Values of the largest of each.
+    size_t map = 0, depthwise = 0, ring = 0, zeros = 0, channels = 0, panel = 0, image_rows = 0, rows = 0;
+};
+
+Plan make_plan(const Network& network, int h, int w);
+
 // What one call at a time writes on.
+template <typename T>
 struct Workspace {
     struct PerThread {
-        Floats ring, mean, gate, hidden, panel, patches, piece;
+        float *ring, *mean, *gate, *hidden, *piece, *image;
+        const float** rows;  // of the image, or of the ring
+        T* panel;
     };
     Workspace(const Plan& plan, int threads);
-    size_t bytes() const;
 
-    Floats map[2], depthwise, pooled, sums, zeros;
+    Arena arena;
+    T *map[2], *depthwise, *narrow;
+    float *pooled, *sums, *zeros;
     std::vector<PerThread> threads;
 };
 

@@ -1,15 +1,18 @@
-// The arithmetic of the engine, once per instruction set: a table of functions on blocks of 16
-// channels. A map is [C/16][H*W][16] in fp32; lanes beyond C are padding.
+// The arithmetic of the engine, once per instruction set: tables of functions on blocks of 16
+// channels. A map is [C/16][H*W][16]; lanes beyond C are padding, and zero.
+//
+// T is how maps and weights lie in memory: float or Bf16. Arithmetic is fp32, but for products of
+// two Bf16 where AVX512_BF16 has an instruction for them.
 //
 // Included by translation units of every instruction set: it holds declarations only.
 #pragma once
 
 namespace effnet_fast::cpu {
 
-constexpr int kBlock = 16;      // channels that lie side by side
-constexpr int kGroupBlocks = 2; // blocks that one pass expands and convolves
+constexpr int kBlock = 16;  // channels that lie side by side
+constexpr int kWidest = 3;  // blocks of the widest panel
 
-// The upper half of a float: how maps and weights of an engine of bfloat16 lie in memory.
+// The upper half of a float.
 struct Bf16 {
     unsigned short bits;
 };
@@ -18,39 +21,64 @@ enum class Activation { identity, relu, relu6, silu };
 
 // c[m][n] = bias[n] + sum over k of a[k][m] b[k][n] (+ residual[m][n]), for `pixels` values of m and
 // the 16 * blocks values of n that one panel of weights holds.
+template <typename T, typename C>
 struct Product {
-    const float* a;         // pixel m, input channel k at a[k / 16 * a_stride + m * 16 + k % 16]
+    const T* a;          // pixel m, input channel k at a[k / 16 * a_stride + m * 16 + k % 16]
     long a_stride;
-    const float* b;         // [k][16 * blocks]
+    const T* b;          // float: [k][16 * blocks]; Bf16: [k / 2][16 * blocks][2]
     int k;
-    const float* bias;      // [16 * blocks]
-    float* c;               // block n at c + n * c_stride, pixel m of it at offset[m] or m * 16
+    const float* bias;   // [16 * blocks]
+    C* c;                // block n at c + n * c_stride, pixel m of it at offset[m], or in a map m * 16
     long c_stride;
-    const int* offset;      // null: dense
-    const float* residual;  // of c's layout, or null
+    const int* offset;   // unless c is a map
+    const C* residual;   // a map of c's layout, or null
     int pixels;
-    int blocks;             // 1 up to Kernels::panel_blocks
-    const float* next;      // the next panel's weights, fetched meanwhile, or null
+    int blocks;          // 1 to kWidest
+    const T* next;       // what is multiplied by next: fetched meanwhile
 };
 
-// One row of one block of channels.
-struct DepthwiseRow {
-    const float* const* rows;  // `kernel` rows, each from its left padding on
-    const float* weight;       // [kernel * kernel][16]
-    const float* bias;         // [16]
-    float* out;                // [width][16]
-    int kernel, stride, width;
+// One row of a dense convolution of an image, for the 16 * blocks channels of one panel.
+struct StemRow {
+    const float* const* rows;  // `count` (channel, row) of the image, each from its left padding on
+    int count, kernel, stride;  // kernel: columns; stride 1 or 2
+    const float* weight;        // [count][kernel][16 * blocks]
+    const float* bias;
+    float* out;                 // block n at out + n * out_stride, dense
+    long out_stride;
+    int pixels, blocks;
 };
 
+// Rows of one block of channels, through its activation.
+template <typename T>
+struct Depthwise {
+    // From row 0 of what output row 0 reads on, `stride` further for each, each row from its left
+    // padding on.
+    const float* const* rows;
+    const float* weight;        // [kernel * kernel][16]
+    const float* bias;          // [16]
+    T* out;                     // [count][width][16]
+    float* sum;                 // [16]: what is written is added
+    int kernel, stride;         // 3 or 5; 1 or 2
+    int count, width;
+    Activation act;
+};
+
+template <typename T>
 struct Kernels {
-    int panel_blocks;  // blocks of 16 columns whose sums the registers hold beside those of max rows
-    void (*product)(const Product&);
-    // 3 or 5, stride 1 or 2.
-    void (*depthwise_row)(const DepthwiseRow&);
-    // x[i][16] = act(x), in place, `pixels` times; adds up what it wrote in sum[16] unless null.
-    void (*activate)(float* x, long pixels, Activation act, float* sum);
-    // out[k][width] = in[k][width] * gate[k]: the gate of squeeze-and-excitation in the weights.
-    void (*scale_rows)(float* out, const float* in, const float* gate, int k, int width);
+    // Blocks of the panels that `b` is cut into: 1; or 2, the last of an odd number 3.
+    int panel_blocks;
+    void (*stem)(const StemRow&);
+    void (*product)(const Product<T, float>&);  // c is no map
+    void (*product_to_map)(const Product<T, T>&);
+    void (*depthwise)(const Depthwise<T>&);
+    // x = act(x) of `pixels` pixels at x + offset[i], in place; adds what it wrote to sum[16] unless
+    // null.
+    void (*activate)(float* x, const int* offset, int pixels, Activation act, float* sum);
+    void (*widen)(float* out, const T* in, long count);  // count: a multiple of 16
+    void (*narrow)(T* out, const float* in, long count);
+    // out[k][n] = in[k][n] * gate[k], in b's layout: the gate of squeeze-and-excitation in the
+    // weights. gate[k] is read up to an even number.
+    void (*scale_rows)(T* out, const T* in, const float* gate, int k, int width);
     // gate = sigmoid(widen * act(reduce * mean + reduce_bias) + widen_bias): reduce and widen are
     // [squeezed][16 * blocks], hidden has room for `squeezed` values.
     void (*squeeze_excite)(const float* mean, const float* reduce, const float* reduce_bias,

@@ -5,99 +5,140 @@
 
 namespace effnet_fast::cpu::EFFNET_FAST_ISA {
 
+// Of a tile of `blocks`, so that its sums leave registers for the operands.
+#if defined(__AVX512F__)
+constexpr int kPanelBlocks = 2, kMaxRows[] = {0, 14, 14, 9};  // 27 or 28 of 32
+#elif defined(__AVX2__)
+constexpr int kPanelBlocks = 1, kMaxRows[] = {0, 6};  // 12 of 16
+#elif defined(__aarch64__)
+constexpr int kPanelBlocks = 1, kMaxRows[] = {0, 6};  // 24 of 32
+#else
+constexpr int kPanelBlocks = 1, kMaxRows[] = {0, 3};  // 12 of 16
+#endif
+
 // Adds `count` steps of k, whose a values lie side by side.
 template <int rows, int vecs, int count>
 EFFNET_FAST_INLINE void multiply_add(Vec (&acc)[rows][vecs], const float* a, const float* b) {
-#pragma GCC unroll 8
-    for (int k = 0; k < count; ++k) {
+    EFFNET_FAST_UNROLL for (int k = 0; k < count; ++k) {
         Vec w[vecs];
-#pragma GCC unroll 4
-        for (int n = 0; n < vecs; ++n) w[n] = load(b + (k * vecs + n) * kLanes);
-#pragma GCC unroll 16
-        for (int m = 0; m < rows; ++m) {
+        EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) w[n] = load(b + (k * vecs + n) * kLanes);
+        EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) {
             const Vec x = broadcast(a[m * kBlock + k]);
-#pragma GCC unroll 4
-            for (int n = 0; n < vecs; ++n) acc[m][n] += x * w[n];
+            EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) acc[m][n] += x * w[n];
         }
         asm volatile("" ::: "memory");  // GCC 12 hoists the broadcasts otherwise, and spills
     }
 }
 
-// Of the next panel, fetched with every 8 steps of k: four tiles fetch all of a panel of 32 columns.
+// The same by pairs of k, the second of the last may be padding: zero in b.
+template <int rows, int vecs, int count>
+EFFNET_FAST_INLINE void multiply_add(Vec (&acc)[rows][vecs], const Bf16* a, const Bf16* b) {
+    EFFNET_FAST_UNROLL for (int k = 0; k < count; k += 2) {
+        Vec w[vecs];
+        EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) {
+            w[n] = *reinterpret_cast<const UnalignedVec*>(b + (k * vecs + 2 * n) * kLanes);
+        }
+        EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) {
+            const Vec x = broadcast_bits(a + m * kBlock + k);
+            EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) {
+#if defined(__AVX512BF16__)
+                acc[m][n] = (Vec)_mm512_dpbf16_ps((__m512)acc[m][n], (__m512bh)x, (__m512bh)w[n]);
+#else
+                acc[m][n] += low(x) * low(w[n]);
+                acc[m][n] += high(x) * high(w[n]);
+#endif
+            }
+        }
+        asm volatile("" ::: "memory");
+    }
+}
+
+// Of the next panel, fetched with every 8 steps of k: a few lines at a time, since a burst of them
+// would stop the loads until the memory has answered. Four tiles fetch 32 columns of floats.
 constexpr int kLinesAhead = 4;
 
-template <int rows, int blocks>
-void product_tile(const Product& p, int first, const char* next) {
-    constexpr int vecs = blocks * kPer;
+template <int rows, int blocks, bool scattered, typename T, typename C>
+void product_tile(const Product<T, C>& p, int first, const char* next) {
+    constexpr int vecs = blocks * kPer, step = sizeof(T) == 4 ? 1 : 2;
     Vec acc[rows][vecs];
-#pragma GCC unroll 4
-    for (int n = 0; n < vecs; ++n) {
+    EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) {
         const Vec bias = load(p.bias + n * kLanes);
-#pragma GCC unroll 16
-        for (int m = 0; m < rows; ++m) acc[m][n] = bias;
+        EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) acc[m][n] = bias;
     }
-    const float* b = p.b;
+    const T* b = p.b;
     int k = 0;
     for (; k + 8 <= p.k; k += 8, b += 8 * vecs * kLanes) {
-        const float* a = p.a + k / kBlock * p.a_stride + first * kBlock + k % kBlock;
+        const T* a = p.a + k / kBlock * p.a_stride + first * kBlock + k % kBlock;
         // Four tiles ahead: the map may come from beyond the second-level cache.
-        const float* ahead = a + 4 * rows * kBlock;
-#pragma GCC unroll 8
-        for (int m = k % kBlock / 8; m < rows; m += 2) __builtin_prefetch(ahead + m * kBlock);
-        // A few lines at a time: a burst of them would stop the loads until the memory has answered.
-        if (next) {
-#pragma GCC unroll 4
-            for (int line = 0; line < kLinesAhead; ++line) __builtin_prefetch(next + line * 64, 0, 2);
-            next += kLinesAhead * 64;
+        const T* ahead = a + 4 * rows * kBlock;
+        constexpr int lines = sizeof(T) == 4 ? 1 : 2;  // pixels of a cache line
+        EFFNET_FAST_UNROLL for (int m = 0; m < rows; m += 2 * lines) {
+            __builtin_prefetch(ahead + (m + k % kBlock / 8 * lines) * kBlock);
         }
+        EFFNET_FAST_UNROLL for (int line = 0; line < kLinesAhead; ++line) {
+            __builtin_prefetch(next + line * 64, 0, 2);
+        }
+        next += kLinesAhead * 64;
         multiply_add<rows, vecs, 8>(acc, a, b);
     }
-    for (; k < p.k; ++k, b += vecs * kLanes) {
-        const float* a = p.a + k / kBlock * p.a_stride + first * kBlock + k % kBlock;
-        multiply_add<rows, vecs, 1>(acc, a, b);
+    for (; k < p.k; k += step, b += step * vecs * kLanes) {
+        const T* a = p.a + k / kBlock * p.a_stride + first * kBlock + k % kBlock;
+        multiply_add<rows, vecs, step>(acc, a, b);
     }
-#pragma GCC unroll 2
-    for (int n = 0; n < blocks; ++n) {
-#pragma GCC unroll 16
-        for (int m = 0; m < rows; ++m) {
-            const long at = n * p.c_stride + (p.offset ? p.offset[first + m] : (first + m) * kBlock);
-#pragma GCC unroll 4
-            for (int i = 0; i < kPer; ++i) {
-                Vec v = acc[m][n * kPer + i];
-                if (p.residual) v += load(p.residual + at + i * kLanes);
-                store(p.c + at + i * kLanes, v);
+    EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) {
+        const long at = n / kPer * p.c_stride + n % kPer * kLanes;
+        if constexpr (scattered) {
+            EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) {
+                store(p.c + at + p.offset[first + m], acc[m][n]);
             }
+        } else {
+            C* c = p.c + at + first * kBlock;
+            if (p.residual) {
+                const C* residual = p.residual + at + first * kBlock;
+                EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) {
+                    acc[m][n] += load(residual + m * kBlock);
+                }
+            }
+            EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) store(c + m * kBlock, acc[m][n]);
         }
     }
 }
 
-using Tile = void (*)(const Product&, int first, const char* next);
+template <typename T, typename C>
+using Tile = void (*)(const Product<T, C>&, int first, const char* next);
 
-// The tile of `rows`, out of kMaxRows and down.
-template <int rows, int blocks>
-Tile product_of(int wanted) {
+// The tile of `wanted` rows, out of `rows` and down.
+template <int rows, int blocks, bool scattered, typename T, typename C>
+Tile<T, C> tile_of(int wanted) {
     if constexpr (rows == 1) {
-        return product_tile<1, blocks>;
+        return product_tile<1, blocks, scattered, T, C>;
     } else {
-        return wanted == rows ? product_tile<rows, blocks> : product_of<rows - 1, blocks>(wanted);
+        return wanted == rows ? product_tile<rows, blocks, scattered, T, C>
+                              : tile_of<rows - 1, blocks, scattered, T, C>(wanted);
     }
 }
 
 // Tiles of as equal a height as can be: a last one of few rows would wait for its own sums.
-void product(const Product& p) {
-    if (p.pixels == 0) return;
-    const int tiles = (p.pixels + kMaxRows - 1) / kMaxRows;
+template <int blocks, bool scattered, typename T, typename C>
+void product_of(const Product<T, C>& p) {
+    const int tiles = (p.pixels + kMaxRows[blocks] - 1) / kMaxRows[blocks];
     const int rows = p.pixels / tiles, higher = p.pixels % tiles;
-    const auto of = [&](int height) {
-        return p.blocks == kPanelBlocks ? product_of<kMaxRows, kPanelBlocks>(height)
-                                        : product_of<kMaxRows, 1>(height);
-    };
-    const Tile tile = of(rows), high = higher ? of(rows + 1) : tile;
-    const long step = long(p.k / 8) * kLinesAhead * 64, bytes = long(p.k) * p.blocks * kBlock * 4;
+    const Tile<T, C> tile = tile_of<kMaxRows[blocks], blocks, scattered, T, C>(rows);
+    const Tile<T, C> high = higher ? tile_of<kMaxRows[blocks], blocks, scattered, T, C>(rows + 1) : tile;
+    const long step = long(p.k / 8) * kLinesAhead * 64;
     const char* next = reinterpret_cast<const char*>(p.next);
-    for (int i = 0, first = 0; i < tiles; ++i) {
-        (i < higher ? high : tile)(p, first, next && i * step < bytes ? next + i * step : nullptr);
+    for (int i = 0, first = 0; i < tiles; ++i, next += step) {
+        (i < higher ? high : tile)(p, first, next);
         first += rows + (i < higher);
+    }
+}
+
+template <bool scattered, typename T, typename C>
+void product(const Product<T, C>& p) {
+    if (p.pixels == 0) return;
+    if (p.blocks == 1) return product_of<1, scattered>(p);
+    if constexpr (kPanelBlocks > 1) {
+        p.blocks == 2 ? product_of<2, scattered>(p) : product_of<3, scattered>(p);
     }
 }
 

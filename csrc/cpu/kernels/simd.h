@@ -12,27 +12,23 @@ namespace effnet_fast::cpu::EFFNET_FAST_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
-constexpr int kPanelBlocks = 2, kMaxRows = 14;  // 28 of 32 registers hold sums
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;
-constexpr int kPanelBlocks = 1, kMaxRows = 6;  // 12 of 16
-#elif defined(__aarch64__)
-constexpr int kLanes = 4;
-constexpr int kPanelBlocks = 1, kMaxRows = 6;  // 24 of 32
 #else
 constexpr int kLanes = 4;
-constexpr int kPanelBlocks = 1, kMaxRows = 3;  // 12 of 16
 #endif
 constexpr int kPer = kBlock / kLanes;  // registers for one block
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int IntVec __attribute__((vector_size(4 * kLanes)));
-typedef Vec UnalignedVec __attribute__((aligned(4)));
 typedef unsigned UnsignedVec __attribute__((vector_size(4 * kLanes)));
 typedef unsigned short HalfVec __attribute__((vector_size(2 * kLanes)));
-typedef HalfVec UnalignedHalfVec __attribute__((aligned(2)));
+typedef Vec UnalignedVec __attribute__((aligned(4), may_alias));
+typedef HalfVec UnalignedHalfVec __attribute__((aligned(2), may_alias));
+typedef unsigned UnsignedBits __attribute__((aligned(2), may_alias));
 
 #define EFFNET_FAST_INLINE static inline __attribute__((always_inline))
+#define EFFNET_FAST_UNROLL _Pragma("GCC unroll 32")
 
 EFFNET_FAST_INLINE Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 EFFNET_FAST_INLINE void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
@@ -43,15 +39,43 @@ EFFNET_FAST_INLINE Vec load(const Bf16* p) {
     return reinterpret_cast<Vec>(__builtin_convertvector(half, UnsignedVec) << 16);
 }
 
-// To nearest, ties to even; NaN stays NaN. AVX512_BF16's own instruction also makes denormals zero.
+// The bits of v rounded to the upper half: to nearest, ties to even; NaN stays NaN.
+EFFNET_FAST_INLINE UnsignedVec rounded(Vec v) {
+    const UnsignedVec bits = reinterpret_cast<UnsignedVec>(v);
+    return v == v ? bits + 0x7fff + ((bits >> 16) & 1) : (bits | 0x400000);
+}
+
+// AVX512_BF16's own instruction also makes denormals zero.
 EFFNET_FAST_INLINE void store(Bf16* p, Vec v) {
 #if defined(__AVX512BF16__)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh((__m512)v));
 #else
-    const UnsignedVec bits = reinterpret_cast<UnsignedVec>(v);
-    const UnsignedVec rounded = bits + 0x7fff + ((bits >> 16) & 1);
-    const UnsignedVec kept = v == v ? rounded : (bits | 0x400000);
-    *reinterpret_cast<UnalignedHalfVec*>(p) = __builtin_convertvector(kept >> 16, HalfVec);
+    *reinterpret_cast<UnalignedHalfVec*>(p) = __builtin_convertvector(rounded(v) >> 16, HalfVec);
+#endif
+}
+
+// The two Bf16 at p in every lane.
+EFFNET_FAST_INLINE Vec broadcast_bits(const Bf16* p) {
+    return reinterpret_cast<Vec>(reinterpret_cast<UnsignedVec>(Vec{}) |
+                                 *reinterpret_cast<const UnsignedBits*>(p));
+}
+
+// Two neighbours in each lane, as Bf16 weights lie.
+EFFNET_FAST_INLINE Vec low(Vec pairs) {
+    return reinterpret_cast<Vec>(reinterpret_cast<UnsignedVec>(pairs) << 16);
+}
+EFFNET_FAST_INLINE Vec high(Vec pairs) {
+    return reinterpret_cast<Vec>(reinterpret_cast<UnsignedVec>(pairs) & 0xffff0000);
+}
+EFFNET_FAST_INLINE Vec pairs(Vec low, Vec high) {
+#if defined(__AVX512BF16__)
+    alignas(64) static const short kInterleaved[32] = {
+        0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    return (Vec)_mm512_permutexvar_epi16(_mm512_load_si512(kInterleaved), both);
+#else
+    return reinterpret_cast<Vec>((rounded(low) >> 16) | (rounded(high) & 0xffff0000));
 #endif
 }
 
@@ -72,43 +96,135 @@ EFFNET_FAST_INLINE Vec at_most(Vec bound, Vec x) {
 #endif
 }
 
-// exp(x) for any x, NaN included; infinity above 88.38, 0 below -87.7. Relative error 3e-7 where
-// |x| < 16: rounding log2(e) costs 1.3e-8 |x|.
-EFFNET_FAST_INLINE Vec exp(Vec x) {
-    // At these bounds the exponent's bits are those of infinity and of 0.
-    x = at_least(broadcast(-88.0296919f), at_most(broadcast(88.7228394f), x));
-    const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    const Vec shifted = x * 1.44269502f + magic;
-    const Vec n = shifted - magic;
-    const Vec f = x * 1.44269502f - n;
-    Vec p = broadcast(1.535332703e-04f);
-    p = p * f + 1.339887502e-03f;
-    p = p * f + 9.618437849e-03f;
-    p = p * f + 5.550332367e-02f;
-    p = p * f + 2.402264774e-01f;
-    p = p * f + 6.931471825e-01f;
-    p = p * f + 1.0f;
-#if defined(__AVX512F__)
-    return (Vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+// Keeps the compiler from moving what made v past what uses it: stages of independent chains stay
+// side by side, where the processor finds them.
+#if defined(__aarch64__)
+#define EFFNET_FAST_KEEP(v) asm("" : "+w"(v))
+#elif defined(__AVX512F__)
+#define EFFNET_FAST_KEEP(v) asm("" : "+v"(v))
+#elif defined(__x86_64__)
+#define EFFNET_FAST_KEEP(v) asm("" : "+x"(v))
 #else
-    const IntVec exponent = reinterpret_cast<IntVec>(shifted) - 0x4b400000 + 127;
-    return p * reinterpret_cast<Vec>(exponent << 23);
+#define EFFNET_FAST_KEEP(v)
 #endif
+
+#if defined(__AVX512F__)
+
+// 2^(j / 32).
+alignas(64) static const float kPowers[32] = {
+    1.0f,         1.0218972f,  1.04427373f, 1.06714046f, 1.09050775f, 1.1143868f,  1.13878858f,
+    1.1637249f,   1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f, 1.29683959f, 1.32523668f,
+    1.35425556f,  1.38390994f, 1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f,
+    1.5759809f,   1.61049032f, 1.64575553f, 1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f,
+    1.8340081f,   1.87416768f, 1.91520655f, 1.95714414f};
+
+// v = exp(-v), `count` times, for any v, NaN included; at most 2^-127 off where v > 88. Relative
+// error 3e-7 where |v| < 16 (rounding log2(e) costs 1.3e-8 |v|); `rough`, for what is rounded to
+// bfloat16: 6e-5.
+//
+// 2^t with t rounded to n / 32: a permutation of 32 powers takes four terms off the polynomial.
+template <int count, bool rough = false>
+EFFNET_FAST_INLINE void exp_of_minus(Vec* v) {
+    constexpr float kLog2E = 1.44269504f;
+    const Vec magic = broadcast(393216.0f);  // 1.5 * 2^18: adding it rounds to a multiple of 1/32
+    const Vec low = load(kPowers), high = load(kPowers + 16);
+    Vec shifted[count], n[count], power[count], p[count];
+    EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
+        v[i] = at_most(broadcast(88.0296919f), v[i]);
+        shifted[i] = v[i] * -kLog2E + magic;
+        EFFNET_FAST_KEEP(shifted[i]);
+    }
+    EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
+        n[i] = shifted[i] - magic;
+        EFFNET_FAST_KEEP(n[i]);
+    }
+    EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
+        v[i] = v[i] * -kLog2E - n[i];
+        // By the five lowest bits, those of the fraction.
+        power[i] = (Vec)_mm512_permutex2var_ps((__m512)low, (__m512i)shifted[i], (__m512)high);
+        EFFNET_FAST_KEEP(v[i]);
+    }
+    EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
+        p[i] = rough ? broadcast(0.693147182f) : v[i] * 0.24023f + 0.6931574f;
+        v[i] = v[i] * power[i];
+        EFFNET_FAST_KEEP(v[i]);
+    }
+    EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
+        p[i] = p[i] * v[i] + power[i];
+        EFFNET_FAST_KEEP(p[i]);
+    }
+    EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
+        v[i] = (Vec)_mm512_scalef_ps((__m512)p[i], (__m512)n[i]);
+    }
 }
 
-// 1 / (1 + exp(-x)) times m. silu(inf) = inf, silu(-inf) = NaN and silu(NaN) = NaN, as in torch;
-// below -88.38 it gives -0, torch below -88.72.
+#else
+
+// v = exp(-v), `count` times, for any v, NaN included; infinity below -88.38, at most 2^-127 off
+// where v > 88. Relative error 3e-7 where |v| < 16 (rounding log2(e) costs 1.3e-8 |v|); `rough`, for
+// what is rounded to bfloat16: 1e-4.
+template <int count, bool rough = false>
+EFFNET_FAST_INLINE void exp_of_minus(Vec* v) {
+    constexpr float kLog2E = 1.44269504f;
+    // 2^f over [-1/2, 1/2], from the highest power down.
+    constexpr int degree = rough ? 3 : 5;
+    constexpr float kCubic[] = {5.517155202e-02f, 2.426113571e-01f, 6.932610192e-01f,
+                                9.999280602e-01f};
+    constexpr float kQuintic[] = {1.327648172e-03f, 9.675546330e-03f, 5.550713290e-02f,
+                               2.402211963e-01f, 6.931469670e-01f, 1.000000072f};
+    const float* c = rough ? kCubic : kQuintic;
+    const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
+        // At these bounds the exponent's bits are those of infinity and of 0.
+        v[i] = at_least(broadcast(-88.7228394f), at_most(broadcast(88.0296919f), v[i]));
+        const Vec shifted = v[i] * -kLog2E + magic;
+        const Vec f = v[i] * -kLog2E - (shifted - magic);
+        Vec p = broadcast(c[0]);
+        EFFNET_FAST_UNROLL for (int j = 1; j <= degree; ++j) p = p * f + c[j];
+        const IntVec exponent = reinterpret_cast<IntVec>(shifted) - 0x4b400000 + 127;
+        v[i] = p * reinterpret_cast<Vec>(exponent << 23);
+    }
+}
+
+#endif
+
+// m / (1 + exp(-x)).
 EFFNET_FAST_INLINE Vec times_sigmoid(Vec m, Vec x) {
-    return m / (1.0f + exp(-x));
+    exp_of_minus<1>(&x);
+    return m / (1.0f + x);
 }
 
-template <Activation act>
-EFFNET_FAST_INLINE Vec activated(Vec x) {
-    // torch's relu and relu6 keep NaN: so do comparisons that ask for the change.
-    if (act == Activation::relu || act == Activation::relu6) x = x < 0.0f ? Vec{} : x;
-    if (act == Activation::relu6) x = x > 6.0f ? broadcast(6.0f) : x;
-    if (act == Activation::silu) x = times_sigmoid(x, x);
-    return x;
+// v = v / (1 + exp(-v)), `count` times, four at a time: four independent chains hide the latency of
+// the polynomial. silu(inf) = inf, silu(-inf) = NaN and silu(NaN) = NaN, as in torch.
+template <int count, bool rough = false>
+EFFNET_FAST_INLINE void silu(Vec* v) {
+    constexpr int now = count < 4 ? count : 4;
+    Vec e[now];
+    EFFNET_FAST_UNROLL for (int i = 0; i < now; ++i) e[i] = v[i];
+    exp_of_minus<now, rough>(e);
+    EFFNET_FAST_UNROLL for (int i = 0; i < now; ++i) {
+        e[i] = 1.0f + e[i];
+        EFFNET_FAST_KEEP(e[i]);
+    }
+    EFFNET_FAST_UNROLL for (int i = 0; i < now; ++i) v[i] = v[i] / e[i];
+    if constexpr (count > 4) silu<count - 4, rough>(v + 4);
+}
+
+// Whether SiLU may be so, by how its result is stored.
+template <typename T>
+constexpr bool kRough = sizeof(T) == 2;
+
+template <Activation act, int count, bool rough>
+EFFNET_FAST_INLINE void activated(Vec* v) {
+    if constexpr (act == Activation::silu) {
+        silu<count, rough>(v);
+    } else {
+        EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
+            // torch's relu and relu6 keep NaN: so do comparisons that ask for the change.
+            if (act == Activation::relu || act == Activation::relu6) v[i] = v[i] < 0.0f ? Vec{} : v[i];
+            if (act == Activation::relu6) v[i] = v[i] > 6.0f ? broadcast(6.0f) : v[i];
+        }
+    }
 }
 
 }  // namespace effnet_fast::cpu::EFFNET_FAST_ISA

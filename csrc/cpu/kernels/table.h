@@ -1,0 +1,23 @@
+// One instruction set's functions for maps and weights of type T.
+#pragma once
+
+#include "cpu/kernels/depthwise.h"
+#include "cpu/kernels/stem.h"
+
+namespace effnet_fast::cpu::EFFNET_FAST_ISA {
+
+template <typename T>
+constexpr Kernels<T> table() {
+    return {kPanelBlocks,
+            stem,
+            product<true, T, float>,
+            product<false, T, T>,
+            depthwise<T>,
+            activate<kRough<T>>,
+            convert<float, T>,
+            convert<T, float>,
+            scale_rows<T>,
+            squeeze_excite};
+}
+
+}  // namespace effnet_fast::cpu::EFFNET_FAST_ISA
