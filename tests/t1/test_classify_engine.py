@@ -61,6 +61,18 @@ def test_engine_and_model_give_the_same_answers(capsys: Captured) -> None:
             assert round(a["probability"], 4) == round(b["probability"], 4)
 
 
+def test_the_engine_sees_coffee_in_bfloat16(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Counted(monkeypatch)
+    argv = ["classify", *TRAINED, "--device", "cpu", "--dtype", "bfloat16", "--json"]
+    assert main([*argv, picture("coffee.png")]) == 0
+    (record,) = records(capsys.readouterr().out)
+    assert counted.engines == 1
+    assert record["predictions"][0]["label"] == "espresso"
+    assert record["predictions"][0]["probability"] > 0.9
+
+
 @pytest.mark.parametrize("options", [(), ("--backend", "engine")], ids=str)
 def test_what_the_engine_does_not_take_is_no_reason_for_another(
     capsys: Captured, options: tuple[str, ...]
