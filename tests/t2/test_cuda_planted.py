@@ -12,7 +12,10 @@ from tests.cuda_emu.planted import BUGS, Bug
 from tests.cuda_emu.probe import Prober
 
 reason = build.why_not()
-pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
+pytestmark = [
+    pytest.mark.skipif(reason is not None, reason=str(reason)),
+    pytest.mark.xdist_group("planted in CUDA"),
+]
 
 CHECKS = ("depthwise", "depthwise_bwd", "pointwise", "squeeze_excite", "batch_norm", "far_apart")
 CHECKS += ("infinities", "halves")
