@@ -43,8 +43,7 @@ TIERS = (
     Tier("T0", ("tests/t0",)),
     Tier("T1", ("tests/t1", "tests/ops"), ("reference",), parallel="loadfile"),
     Tier(
-        "T2", ("tests/t2", "tests/ops"), ("triton",), {"TRITON_INTERPRET": "1"},
-        parallel="loadgroup",  # what shares a costly fixture goes to one process, and goes first
+        "T2", ("tests/t2", "tests/ops"), ("triton",), {"TRITON_INTERPRET": "1"}, parallel="loadfile"
     ),
     Tier("T3", ("tests/t3",)),
     Tier(

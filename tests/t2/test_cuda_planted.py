@@ -12,10 +12,7 @@ from tests.cuda_emu.planted import BUGS, Bug
 from tests.cuda_emu.probe import Prober
 
 reason = build.why_not()
-pytestmark = [
-    pytest.mark.skipif(reason is not None, reason=str(reason)),
-    pytest.mark.xdist_group("planted in CUDA"),
-]
+pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
 
 CHECKS = ("depthwise", "depthwise_bwd", "pointwise", "squeeze_excite", "batch_norm", "far_apart")
 CHECKS += ("infinities", "halves")

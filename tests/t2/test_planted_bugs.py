@@ -13,12 +13,9 @@ import pytest
 from tests.t2.plant import ROOT, Job, Result
 from tests.t2.planted_bugs import BUGS
 
-pytestmark = [
-    pytest.mark.skipif(
-        os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1: run tier T2"
-    ),
-    pytest.mark.xdist_group("planted in Triton"),
-]
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1: run tier T2"
+)
 #: What a wrong kernel may do: give wrong numbers, loop for ever, or touch what is not its own. A
 #: planted bug that fails otherwise is a typing error in the plant.
 HONEST = {"AssertionError", "SIGPROF", "SIGSEGV", "SIGBUS", "SIGABRT"}
