@@ -2,7 +2,7 @@
 
 B0, B1 and B4 in inference, by --full all of B0 to B7, ResNet-50 and ResNet-152, and training steps;
 at native resolution, batch 1 and the largest batch that fits; everyone of effnet_fast.cli.providers
-who can.
+who can. --dtype and --threads change what all compute in and on how many CPU threads.
 """
 
 from __future__ import annotations
@@ -14,48 +14,13 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.arena import CLOCK, Arena, Entry
-from bench.contest import Entrant, contest
+from bench.arena import CLOCK, Arena
+from bench.model_contest import hold_what_fits
 from bench.schedules import RESOLUTIONS
 from bench.throughput import RESNETS, large_batch, providers_here
 
 DEFAULT = ("efficientnet_b0", "efficientnet_b1", "efficientnet_b4")
-LABELS = providers_here(DEFAULT[0], torch.cuda.is_available())
-#: Rounds, and seconds after which a contest makes do with fewer.
-ROUNDS, SECONDS = 20, 20.0
-
-
-def hold(
-    entrants: dict[str, Entrant], mode: str, rounds: int = ROUNDS, seconds: float = SECONDS
-) -> dict[str, Entry]:
-    """The contest of those who can take part, by label."""
-    reasons = {label: entrant.why_not() for label, entrant in entrants.items()}
-    present = [label for label, reason in reasons.items() if reason is None]
-    found = {label: Entry(left_out=reason) for label, reason in reasons.items() if reason}
-    if present:
-        title = f"{entrants[present[0]].name}, {mode}"
-        outcomes = contest([entrants[label] for label in present], rounds, seconds, title)
-        for label, outcome in zip(present, outcomes, strict=True):
-            found[label] = Entry(outcome.record(mode), outcome.samples)
-    return found
-
-
-def hold_what_fits(
-    labels: list[str], name: str, n: int, training: bool, device: torch.device
-) -> dict[str, Entry]:
-    """The contest on the largest batch up to ``n``, by halves, that stock eager can compute."""
-    side = RESOLUTIONS.get(name, 224)
-    while True:
-        torch.manual_seed(0)
-        x = torch.randn(n, 3, side, side, device=device)
-        x = x.to(torch.bfloat16) if x.is_cuda else x
-        entrants = {label: Entrant(label, name, x, training) for label in labels}
-        try:
-            return hold(entrants, "training step" if training else "inference")
-        except torch.OutOfMemoryError:
-            if n == 1:
-                raise
-            n //= 2
+LABELS = providers_here(torch.cuda.is_available())
 
 
 def cases() -> Iterator[Any]:
@@ -75,11 +40,11 @@ def cases() -> Iterator[Any]:
 @pytest.mark.parametrize("label", LABELS)
 @pytest.mark.parametrize(("name", "training", "large"), list(cases()))
 def test_model(
-    benchmark: BenchmarkFixture, arena: Arena, device: torch.device,
+    benchmark: BenchmarkFixture, arena: Arena, device: torch.device, dtype: torch.dtype,
     request: pytest.FixtureRequest, name: str, training: bool, large: bool, label: str,
 ) -> None:  # fmt: skip
     n = large_batch(name, device, training) if large else 1
     arena.enter(
         request.node, benchmark,
-        lambda labels: hold_what_fits(labels, name, n, training, device),
+        lambda labels: hold_what_fits(labels, name, n, training, device, dtype),
     )  # fmt: skip

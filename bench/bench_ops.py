@@ -15,7 +15,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.arena import CLOCK, Arena, Entry
-from bench.kernels import GPU, PEERS, Layers, blocks
+from bench.kernels import GPU, Layers, blocks, peers_on
 from bench.op_contest import hold
 from bench.schedules import RESOLUTIONS
 from effnet_fast.backends import backends
@@ -23,7 +23,7 @@ from effnet_fast.backends import backends
 CUDA = torch.cuda.is_available()
 LABELS = [b for b, reason in backends().items() if reason is None and (b in GPU or not CUDA)]
 #: On a CPU torch.compile takes longer for each layer than all that is measured here.
-LABELS += PEERS if CUDA else ("eager",)
+LABELS += peers_on(torch.device("cuda")) if CUDA else ("eager",)
 DEFAULT = "efficientnet_b0"
 #: Of each layer: forward with what is folded into it, forward in training, and its backward op.
 MODES = ("inference", "training", "backward")

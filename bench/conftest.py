@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -12,7 +13,8 @@ from bench.analysis import load
 from bench.arena import Arena
 from bench.records import Writer
 from bench.tables import tables
-from bench.throughput import ceilings
+from bench.throughput import DTYPES, ceilings
+from effnet_fast.cli.common import cpu_threads
 
 MARKERS = {
     "inference": "forward passes of whole models",
@@ -34,6 +36,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--out", default=".benchmarks", metavar="FOLDER",
         help="where the run's JSON-lines record goes (default: %(default)s)",
     )  # fmt: skip
+    group.addoption(
+        "--dtype", choices=DTYPES,
+        help="what whole models compute in (default: bfloat16 on a GPU, float32 on a CPU)",
+    )  # fmt: skip
+    group.addoption(
+        "--threads", type=_positive, metavar="N",
+        help="CPU threads of every provider (default: torch's); the latency table has one",
+    )  # fmt: skip
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads, 1 or more")
+    return int(text)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,7 +74,23 @@ def device() -> torch.device:
 
 
 @pytest.fixture(scope="session")
-def arena(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Arena]:
+def dtype(request: pytest.FixtureRequest, device: torch.device) -> torch.dtype:
+    """Of whole models."""
+    default = "bfloat16" if device.type == "cuda" else "float32"
+    return DTYPES[request.config.getoption("--dtype") or default]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Before anything is built: runtimes take as many as torch has then."""
+    with cpu_threads(request.config.getoption("--threads")):
+        yield
+
+
+@pytest.fixture(scope="session")
+def arena(
+    request: pytest.FixtureRequest, device: torch.device, dtype: torch.dtype
+) -> Iterator[Arena]:
     """All that is measured in this run goes into one record, behind the two ceilings."""
     stash = request.config.stash
     capture = request.config.pluginmanager.getplugin("capturemanager")
@@ -67,8 +99,7 @@ def arena(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Aren
     def writer() -> Writer:
         if WRITER not in stash:
             stash[WRITER] = Writer(request.config.getoption("--out"), device)
-            ceilings(device, torch.bfloat16 if device.type == "cuda" else torch.float32,
-                     stash[WRITER])  # fmt: skip
+            ceilings(device, dtype, stash[WRITER])
         return stash[WRITER]
 
     yield Arena(request.session.items, writer, shown)

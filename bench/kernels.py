@@ -8,7 +8,8 @@ timed call to write back. The bytes that an op's tensors hold are held against t
 measured in the same run, and a "plain" convolution is timed beside a copy of its input, whose bytes
 are its own at stride 1 and whose launch costs the same. First come the two layers that a depthwise
 kernel has to do at 80 % of it: 112 x 112 x 96 and 56 x 56 x 144, forward, nothing fused. Beside a
-depthwise "backward" stand cuDNN's two gradients alone, beside "plain" its convolution.
+depthwise "backward" stand the two gradients of PyTorch's convolution alone, beside "plain" the
+convolution: cuDNN's on a GPU, oneDNN's on a CPU.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from bench.records import Record, Writer
 from bench.throughput import ceilings
 from bench.timing import milliseconds, percentiles, replayable
 from effnet_fast import architecture
-from effnet_fast.backends import backends
+from effnet_fast.backends import BACKENDS, backends
 from effnet_fast.cli.common import chosen_device
 from effnet_fast.limits import tensors
 from effnet_fast.ops import library
@@ -40,7 +41,14 @@ FLUSH = 256 * 2**20
 PLAIN = ((3, 96, 112), (5, 144, 56), (3, 144, 56))
 #: What there is to compare on a GPU, where the reference's many operators would only take time.
 GPU = ("cuda", "triton")
-PEERS = ("copy", "cudnn", "cudnn-nchw", "eager", "compile")
+#: Whose kernels PyTorch's convolution runs, by the kind of device.
+VENDORS = {"cuda": "cudnn", "cpu": "onednn"}
+
+
+def peers_on(device: torch.device) -> tuple[str, ...]:
+    """The labels of what PyTorch runs there."""
+    vendor = VENDORS[device.type]
+    return "copy", vendor, f"{vendor}-nchw", "eager", "compile"
 
 
 Peers = dict[str, tuple[peers.Function, tuple[Any, ...]]]
@@ -104,7 +112,7 @@ class Layers:
         head, stock = (x, w, stride, pads), (x, w, stride, kernel // 2)
         yield Call(
             "depthwise", "plain", case, (*head, None, "identity", [], 0.0, "identity", "none"),
-            {"copy": (peers.copy, (x,)), **cudnn(peers.convolution, stock)},
+            {"copy": (peers.copy, (x,)), **vendors(peers.convolution, stock)},
         )  # fmt: skip
         bn = self.batch_norm(c)
         yield Call(
@@ -123,7 +131,7 @@ class Layers:
             "depthwise_bwd", "backward", case,
             (g, y, x, w, stride, pads, coef, affine, "silu", gate, dpool, affine, "silu",
              self.vectors(2, c), None, True, True),
-            cudnn(peers.convolution_backward, (g, *stock)),
+            vendors(peers.convolution_backward, (g, *stock)),
         )  # fmt: skip
 
     def pointwise(self, c: int, k: int, h: int, project: bool) -> Iterator[Call]:
@@ -151,9 +159,10 @@ class Layers:
         )  # fmt: skip
 
 
-def cudnn(function: peers.Function, args: tuple[Any, ...]) -> Peers:
+def vendors(function: peers.Function, args: tuple[Any, ...]) -> Peers:
     """The convolution's own kernels, in both layouts."""
-    return {"cudnn": (function, args), "cudnn-nchw": peers.nchw(function, args)}
+    _, plain, nchw, *_ = peers_on(args[0].device)
+    return {plain: (function, args), nchw: peers.nchw(function, args)}
 
 
 def fused(function: peers.Function, args: tuple[Any, ...]) -> Peers:
@@ -206,7 +215,7 @@ def measure(call: Call, labels: list[str], repeats: int, writer: Writer, tb_per_
     """Check every label that the call has, time the good ones in turn, write a record for each."""
     x = next(tensors(call.args))
     cuda = x.is_cuda
-    labels = [label for label in labels if label in call.peers or label not in PEERS]
+    labels = [label for label in labels if label in call.peers or label not in peers_on(x.device)]
     exact = call.exact("reference")
     bar = 2 * off(call("reference"), exact) + torch.finfo(x.dtype).eps
     gates, steps = {}, {}
@@ -242,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("models", nargs="*", default=["efficientnet_b0"])
     parser.add_argument("--out", default="bench/results", help="folder (default: %(default)s)")
     parser.add_argument(
-        "--backends", nargs="+", help=f"default: what this machine has, {', '.join(PEERS)}"
+        "--backends", nargs="+", help="default: what this machine has, and PyTorch's"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:i")
     parser.add_argument("--batch-size", type=int, help="default: 256, on a CPU 1")
@@ -256,7 +265,10 @@ def main(argv: list[str] | None = None) -> int:
         device,
     )
     ours = [b for b, reason in backends().items() if reason is None and (b in GPU or not cuda)]
-    labels = arguments.backends or [*ours, *PEERS]
+    labels = arguments.backends or [*ours, *peers_on(device)]
+    known = (*BACKENDS, *peers_on(device))
+    if unknown := sorted(set(labels) - set(known)):
+        parser.error(f"unknown backend {unknown[0]!r} on {device.type}; known: {', '.join(known)}")
     writer = Writer(arguments.out, device)
     tb_per_s = ceilings(device, layers.dtype, writer)
     for kernel, c, h in PLAIN:

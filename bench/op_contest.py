@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from bench.arena import Entry
-from bench.kernels import FLUSH, PEERS, Call, off
+from bench.kernels import FLUSH, Call, off, peers_on
 from bench.records import Record
 from bench.timing import milliseconds, percentiles, replayable
 from effnet_fast.limits import tensors
@@ -45,7 +45,7 @@ def hold(call: Call, labels: list[str]) -> dict[str, Entry]:
     steps: dict[str, Callable[[], list[Tensor]]] = {}
     gates: dict[str, str] = {}
     for label in labels:
-        if label in PEERS and label not in call.peers:
+        if label in peers_on(x.device) and label not in call.peers:
             continue
         step = partial(call, label)
         steps[label] = replayable(step) if x.is_cuda else step

@@ -1,8 +1,8 @@
 """What PyTorch runs where this library runs one depthwise op: the peers of :mod:`bench.kernels`.
 
-"cudnn" and "cudnn-nchw" are a convolution's own kernels, channels_last and NCHW, with nothing
-before or after; "eager" and "compile" do all that the fused op does. A function here takes tensors
-of any layout and returns the tensors that matter.
+"cudnn" and "cudnn-nchw", on a CPU "onednn" and "onednn-nchw", are a convolution's own kernels,
+channels_last and NCHW, with nothing before or after; "eager" and "compile" do all that the fused op
+does. A function here takes tensors of any layout and returns the tensors that matter.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.ledger import BATCHES, batch, bytes_of, on_meta
-from effnet_fast import create_model
+from effnet_fast.cli.providers import own
 from effnet_fast.stock import import_torchvision
 
 RESOLUTIONS = {
@@ -73,7 +73,7 @@ def _eager(name: str, inplace: bool) -> nn.Module:
 SCHEDULES: dict[str, Callable[[str], nn.Module]] = {
     "eager": lambda name: _eager(name, inplace=True),
     "eager-outplace": lambda name: _eager(name, inplace=False),
-    "ours": create_model,
+    "ours": own,
 }
 
 

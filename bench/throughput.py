@@ -2,7 +2,7 @@
 
 Stock PyTorch, other runtimes and this library (effnet_fast.cli.providers names them), at native
 resolution, in inference and in a training step, beside this machine's copy bandwidth and arithmetic
-rate. On a GPU in bf16, on a CPU in fp32. Providers take turns (A B C A B C), and a provider is
+rate. Providers take turns (A B C A B C), and a provider is
 timed only if its result is as near to fp32's as the error rule asks: at most twice stock eager's
 own distance. What does not fit in memory is recorded as such.
 
@@ -27,10 +27,12 @@ from bench.costs import GRAPH, ledger
 from bench.records import Record, Writer
 from bench.schedules import RESOLUTIONS
 from bench.timing import milliseconds, percentiles
-from effnet_fast.cli.common import chosen_device
+from effnet_fast.cli.common import chosen_device, cpu_threads
 from effnet_fast.cli.providers import OURS, PROVIDERS
 
 RESNETS = ("resnet50", "resnet152")
+#: What a contest can compute in, by its name on a command line.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 #: Largest batches to try on a GPU, for B0 to B7, then for the ResNets; halved until they fit.
 GPU_BATCH = dict(
     zip(
@@ -126,13 +128,13 @@ def large_batch(name: str, device: torch.device, training: bool) -> int:
     return min(CPU_BATCH, 2 ** max(0, (room // each).bit_length() - 1))
 
 
-def providers_here(name: str, cuda: bool) -> list[str]:
-    """All that may compute ``name``; of this library on a GPU what "auto" takes, as a graph too."""
+def providers_here(cuda: bool) -> list[str]:
+    """All that may take part; of this library on a GPU what "auto" takes, as a graph too."""
     ours = ["engine", "auto", f"auto{GRAPH}"] if cuda else ["engine", "reference"]
     theirs = [label for label in PROVIDERS if label not in (*OURS, "compile-default")]
     if cuda:
         theirs.insert(2, f"eager-channels-last{GRAPH}")
-    return theirs if name in RESNETS else [*theirs, *ours]
+    return [*theirs, *ours]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -144,6 +146,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--modes", nargs="+", default=["inference", "training"],
                         choices=["inference", "training"])  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:i")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16, on a CPU float32")
+    parser.add_argument("--threads", type=int, help="CPU threads of all (default: torch's)")
     parser.add_argument("--repeats", type=int, default=20, help="timed rounds (default 20)")
     parser.add_argument("--batch-size", type=int, help="the large batch (default: what fits)")
     parser.add_argument("--resolution", type=int, help="default: native; ResNets 224")
@@ -153,13 +157,21 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unknown provider {min(unknown)!r}; known: {', '.join(PROVIDERS)}")
     device = chosen_device(arguments.device)
     cuda = device.type == "cuda"
-    dtype = torch.bfloat16 if cuda else torch.float32
+    dtype = DTYPES[arguments.dtype or ("bfloat16" if cuda else "float32")]
+    if arguments.threads is not None and arguments.threads < 1:
+        parser.error(f"--threads must be >= 1, got {arguments.threads}")
+    with cpu_threads(arguments.threads):
+        return _measure_all(arguments, device, dtype)
+
+
+def _measure_all(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> int:
+    cuda = device.type == "cuda"
     writer = Writer(arguments.out, device)
     ceilings(device, dtype, writer)
     good = True
     for name in arguments.models or list(GPU_BATCH):
         side = arguments.resolution or RESOLUTIONS.get(name, 224)
-        labels = arguments.providers or providers_here(name, cuda)
+        labels = arguments.providers or providers_here(cuda)
         large = [arguments.batch_size or large_batch(name, device, t) for t in (False, True)]
         plans = [(1, False), (large[0], False)] if "inference" in arguments.modes else []
         plans += [(large[1], True)] if "training" in arguments.modes else []

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from effnet_fast import architecture
 from effnet_fast.backends import BACKENDS, BackendUnavailableError
-from effnet_fast.cli.common import CommandError, chosen_device, device_name, emit
+from effnet_fast.cli.common import CommandError, chosen_device, cpu_threads, device_name, emit
 from effnet_fast.cli.providers import (
     BAR,
     PROVIDERS,
@@ -60,24 +59,13 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise CommandError(str(error)) from error
     all_good = True
-    with _threads(args.threads), true_fp32():
+    with cpu_threads(args.threads), true_fp32():
         for name, v in zip(names, variants, strict=True):
             side = args.resolution or v.resolution
             result = measure(name, args.batch_size, side, args.repeats, device, args.providers)
             all_good &= all(row["ok"] for row in result["rows"])
             emit(json.dumps(result) if args.json else _table(result))
     return 0 if all_good else 1
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """That many CPU threads until the end of the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def measure(

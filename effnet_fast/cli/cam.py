@@ -7,7 +7,7 @@ import argparse
 import torch
 from PIL import Image
 
-from effnet_fast.backends import BackendUnavailableError
+from effnet_fast.backends import BACKENDS, BackendUnavailableError
 from effnet_fast.cam import class_activation_map, grad_cam
 from effnet_fast.cli.common import CommandError, chosen_device, emit
 from effnet_fast.cli.loading import add_model_arguments, load_model
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--method", choices=METHODS, default="cam", help="default: %(default)s")
     add_model_arguments(parser)
+    parser.add_argument("--backend", default="auto", help=f"auto, {', '.join(BACKENDS)}")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         photo = load_image(args.photo)
     except ImageError as error:
         raise CommandError(str(error)) from error
-    model, labels = load_model(args)
+    model, labels = load_model(args, args.backend)
     wanted = None if args.wanted is None else _index_of(args.wanted, labels)
     x = model.recipe.whole(photo)[None].to(device, memory_format=torch.channels_last)
     try:

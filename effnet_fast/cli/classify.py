@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from effnet_fast.backends import BackendUnavailableError
+from effnet_fast.backends import BACKENDS, BackendUnavailableError, requested
 from effnet_fast.cli.common import CommandError, chosen_device, complain, emit
 from effnet_fast.cli.loading import add_model_arguments, load_model
+from effnet_fast.engine import optimize_for_inference
 from effnet_fast.models import EfficientNet
 from effnet_fast.preprocess import ImageError, load_image
 
@@ -29,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``effnet-fast classify``."""
     parser.add_argument("paths", nargs="+", metavar="IMAGE_OR_FOLDER", help="searched recursively")
     add_model_arguments(parser)
+    parser.add_argument(
+        "--backend", choices=("engine", "auto", *BACKENDS),
+        help="engine: optimize_for_inference, on a CPU the default (unless EFFNET_FAST_BACKEND "
+        "is set); the others run the model itself, op by op",
+    )  # fmt: skip
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="default: 16")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
@@ -46,13 +52,14 @@ def run(args: argparse.Namespace) -> int:
     if not paths:
         raise CommandError("no pictures to classify")
     device = chosen_device(args.device)
-    model, labels = load_model(args)
-    model = model.to(device, DTYPES[args.dtype], memory_format=torch.channels_last)  # type: ignore[call-overload]
+    backend = args.backend or _default_backend(device)
+    model, labels = load_model(args, "auto" if backend == "engine" else backend)
+    classify = _classifier(model, backend, device, DTYPES[args.dtype])
     hidden = len(paths) < 2 or not sys.stderr.isatty()
     with tqdm(total=len(paths), unit="picture", disable=hidden, file=sys.stderr) as bar:
         for batch in _batches(paths, args.batch_size, model.recipe, report, bar):
             try:
-                probabilities = _probabilities(model, torch.stack([x for _, x in batch]))
+                probabilities = classify(torch.stack([x for _, x in batch]))
             except BackendUnavailableError as error:
                 raise CommandError(str(error)) from error
             except torch.OutOfMemoryError as error:
@@ -137,9 +144,36 @@ def _batches(
         yield batch
 
 
-def _probabilities(model: EfficientNet, images: Tensor) -> Tensor:
-    """Normalised pictures [N,3,H,W] in fp32 -> [N, num_classes] in fp32, on the CPU."""
-    weight = next(model.parameters())
-    images = images.to(weight.device, weight.dtype, memory_format=torch.channels_last)
-    with torch.inference_mode():
-        return model(images).float().softmax(1).cpu()
+def _default_backend(device: torch.device) -> str:
+    """The native engine on a CPU, unless the environment asks for a backend of the model's ops."""
+    try:
+        asked = requested(None)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    return "engine" if device.type == "cpu" and asked == "auto" else "auto"
+
+
+def _classifier(
+    model: EfficientNet, backend: str, device: torch.device, dtype: torch.dtype
+) -> Callable[[Tensor], Tensor]:
+    """Normalised pictures [N,3,H,W] in fp32 -> probabilities [N, num_classes] in fp32, on the CPU.
+
+    Raises CommandError where there is no engine of this model in ``dtype``.
+    """
+    if backend == "engine":
+        try:
+            engine = optimize_for_inference(model.to(device), dtype=dtype)
+        except ValueError as error:
+            raise CommandError(
+                f"{error}; --backend auto runs the model itself, op by op"
+            ) from error
+        return lambda images: torch.as_tensor(engine(images.to(device))).softmax(1).cpu()
+    layout = torch.channels_last
+    model.to(device, dtype, memory_format=layout)  # type: ignore[call-overload]
+
+    def run(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            x = images.to(device, dtype, memory_format=layout)
+            return model(x).float().softmax(1).cpu()
+
+    return run

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -31,6 +33,20 @@ def chosen_device(text: str) -> torch.device:
         if (device.index or 0) >= seen:
             raise CommandError(f"no device {text!r}: torch sees {seen} CUDA devices")
     return device
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """torch's CPU threads until the end of the block: ``count``, None leaves them.
+
+    Runtimes made within the block (:mod:`effnet_fast.cli.runtimes`) have as many.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def device_name(device: torch.device) -> str:

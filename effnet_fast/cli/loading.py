@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from effnet_fast.backends import BACKENDS
 from effnet_fast.cli.common import CommandError, checked_backend
 from effnet_fast.models import EfficientNet, create_model
 from effnet_fast.ops.checks import PADDINGS
@@ -15,7 +14,7 @@ from effnet_fast.preprocess import imagenet_classes
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what :func:`load_model` reads, and ``--device``."""
+    """Declare what :func:`load_model` reads, but for its ``backend``, and ``--device``."""
     parser.add_argument("--model", default="efficientnet_b0", help="default: %(default)s")
     parser.add_argument(
         "--weights", default="DEFAULT", metavar="NAME|PATH",
@@ -25,12 +24,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--norm-eps", type=float, help="default: as the weights had it")
     parser.add_argument("--labels", metavar="FILE", help="class names, one per line")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:i")
-    parser.add_argument("--backend", default="auto", help=f"auto, {', '.join(BACKENDS)}")
 
 
-def load_model(args: argparse.Namespace) -> tuple[EfficientNet, list[str]]:
-    """The model in eval mode on the CPU, and a label for each of its classes."""
-    backend = checked_backend(args.backend)
+def load_model(args: argparse.Namespace, backend: str) -> tuple[EfficientNet, list[str]]:
+    """The model in eval mode on the CPU, with this backend, and a label for each of its classes."""
+    backend = checked_backend(backend)
     labels = None if args.labels is None else _read_labels(args.labels)
     options = {"padding": args.padding, "norm_eps": args.norm_eps, "backend": backend}
     given = {name: value for name, value in options.items() if value is not None}

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import cast
@@ -22,7 +23,9 @@ from effnet_fast import architecture
 from effnet_fast.backends import BACKENDS, backends
 from effnet_fast.cli import runtimes
 from effnet_fast.engine import optimize_for_inference
+from effnet_fast.mobilenet import mobilenet_v2
 from effnet_fast.models import EfficientNet, create_model
+from effnet_fast.resnet import resnet50
 from effnet_fast.stock import calibrate, import_torchvision
 
 #: The largest difference that a provider's fp32 results may have from the expected ones, relative
@@ -45,6 +48,10 @@ PROVIDERS = {
 }
 STOCK = ("eager-nchw", "eager-channels-last")
 OURS = ("engine", "auto", *BACKENDS)
+#: This library's other models whose weights are torchvision's too.
+BASELINES: dict[str, Callable[..., nn.Module]] = {
+    "mobilenet_v2": mobilenet_v2, "resnet50": resnet50,
+}  # fmt: skip
 #: Values per channel that batch norm's statistics come from at least, on the smallest maps, and
 #: images that they come from at most.
 _CALIBRATION_VALUES, _CALIBRATION_IMAGES = 64, 8
@@ -60,16 +67,18 @@ State = Mapping[str, Tensor]
 class Provider:
     """A model somebody computes: a function of images [N, C, H, W] in a layout.
 
-    ``model`` is an nn.Module where ``training``.
+    ``model`` is an nn.Module where ``training``. ``dtype``: of the images, where it is not the type
+    that is computed in.
     """
 
     model: Callable[[Tensor], Tensor]
     layout: torch.memory_format
     training: bool = False
+    dtype: torch.dtype | None = None
 
     def prepare(self, x: Tensor) -> Tensor:
-        """``x`` in the provider's layout, so that no conversion is timed."""
-        return x.contiguous(memory_format=self.layout)
+        """``x`` in the provider's layout and type, so that no conversion is timed."""
+        return x.to(self.dtype or x.dtype).contiguous(memory_format=self.layout)
 
     def step(self, x: Tensor) -> Tensor:
         """What is timed: logits, or a training step less the optimiser, its loss."""
@@ -105,15 +114,17 @@ def why_not(label: str, name: str, x: Tensor, training: bool = False) -> str | N
     if label not in PROVIDERS:
         raise ValueError(f"unknown provider {label!r}; known: {', '.join(PROVIDERS)}")
     variant = architecture.VARIANTS.get(name)
-    if label in OURS and variant is None:
+    if label in OURS and variant is None and name not in BASELINES:
         return f"{name} is not a model of this library"
     if label in ("auto", *BACKENDS):
         return backends().get(label)
     if training and label in ("engine", *runtimes.PACKAGES):
         return "computes no gradients"
     if label == "engine":
-        if not x.is_cuda and x.dtype != torch.float32:
-            return f"computes in float32 on CPUs; the images are {x.dtype}"
+        if variant is None:
+            return f"takes EfficientNets, not {name}"
+        if not x.is_cuda and x.dtype not in (torch.float32, torch.bfloat16):
+            return f"computes in float32 and bfloat16 on CPUs; the images are {x.dtype}"
         return None
     if variant is not None and variant.lite:
         return "torchvision has no EfficientNet-Lite"
@@ -131,19 +142,22 @@ def why_not(label: str, name: str, x: Tensor, training: bool = False) -> str | N
 def build(label: str, name: str, state: State, x: Tensor, training: bool = False) -> Provider:
     """The provider ``label`` of model ``name`` on ``x``'s device, in ``x``'s type.
 
-    ``state`` is a state_dict with torchvision's keys. Runtimes are made for ``x``'s shape.
+    ``state`` is a state_dict with torchvision's keys. Runtimes are made for ``x``'s shape. OpenVINO
+    and the native engine take a model and images in fp32 and are asked to compute in that type.
     """
     nchw = label in ("eager-nchw", *runtimes.PACKAGES)
     layout = torch.contiguous_format if nchw else torch.channels_last
+    in_fp32 = label == "openvino" or (label == "engine" and not x.is_cuda)
+    dtype = torch.float32 if in_fp32 else x.dtype
     if label in OURS:
-        model: nn.Module = create_model(name, backend="auto" if label == "engine" else label)
+        model = own(name, "auto" if label == "engine" else label)
     elif label == "timm":
         model, state = _timm(name, state)
     else:
         model = stock(name)
     model.load_state_dict(state)
     # nn.Module.to has no overload which names memory_format with a device.
-    model.to(x.device, x.dtype, memory_format=layout).train(training)  # type: ignore[call-overload]
+    model.to(x.device, dtype, memory_format=layout).train(training)  # type: ignore[call-overload]
     for m in model.modules():
         if isinstance(m, nn.Dropout) or type(m).__name__ == "StochasticDepth":
             m.eval()
@@ -155,11 +169,17 @@ def build(label: str, name: str, state: State, x: Tensor, training: bool = False
     elif label == "compile":
         run = torch.compile(model, options={"freezing": True})
     elif label == "engine":
-        run = cast(Callable[[Tensor], Tensor], optimize_for_inference(cast(EfficientNet, model)))
+        engine = optimize_for_inference(cast(EfficientNet, model), dtype=x.dtype)
+        run = cast(Callable[[Tensor], Tensor], engine)
     elif label in runtimes.PACKAGES:
         with torch.no_grad():
             run = getattr(runtimes, label)(model, x.contiguous())
-    return Provider(run, layout, training)
+    return Provider(run, layout, training, dtype if in_fp32 else None)
+
+
+def own(name: str, backend: str = "auto") -> nn.Module:
+    """This library's model of that name, its ops by ``backend``."""
+    return BASELINES.get(name, partial(create_model, name))(backend=backend)
 
 
 def stock(name: str) -> nn.Module:

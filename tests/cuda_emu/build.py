@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -19,9 +20,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,14 @@ def _closure(name: str, texts: Sources, seen: set[str]) -> set[str]:
     return seen
 
 
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """No other thread or process makes ``target`` meanwhile: whoever comes second finds it made."""
+    with open(target.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 class Builder:
     """Builds modules in one folder; objects are shared between them."""
 
@@ -105,11 +114,13 @@ class Builder:
         """The texts on disk, for the compiler to find."""
         digest = hashlib.sha256(repr(sorted(texts.items())).encode()).hexdigest()[:16]
         tree = self.folder / "trees" / digest
-        for name, text in texts.items():
-            path = tree / name
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text)
+        tree.mkdir(parents=True, exist_ok=True)
+        with _alone(tree):
+            for name, text in texts.items():
+                path = tree / name
+                if not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(text)
         return tree
 
     def _object(self, name: str, texts: Sources, tree: Path, flags: list[str]) -> Path:
@@ -118,11 +129,12 @@ class Builder:
             files |= _closure(start, texts, set())
         key = repr((flags, self.system, [(f, texts[f]) for f in sorted(files)]))
         target = self.folder / "objects" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.o"
-        if not target.exists():
-            draft = target.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-            command = ["g++", *COMMON, *flags, f"-I{tree}", *self.system]
-            self._run([*command, "-c", str(tree / name), "-o", str(draft)])
-            draft.rename(target)
+        with _alone(target):
+            if not target.exists():
+                draft = target.with_suffix(".draft")
+                command = ["g++", *COMMON, *flags, f"-I{tree}", *self.system]
+                self._run([*command, "-c", str(tree / name), "-o", str(draft)])
+                draft.rename(target)
         return target
 
     def _run(self, command: list[str]) -> None:
@@ -153,12 +165,13 @@ class Builder:
             objects = [job.result() for job in jobs]
         digest = hashlib.sha256(repr(objects).encode()).hexdigest()[:16]
         target = self.folder / "modules" / digest / "_C.so"
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            draft = target.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-            link = ["g++", "-shared", *(SANITIZE[2:] if sanitize else []), *map(str, objects)]
-            self._run([*link, "-o", str(draft)])
-            draft.rename(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(target):
+            if not target.exists():
+                draft = target.with_suffix(".draft")
+                link = ["g++", "-shared", *(SANITIZE[2:] if sanitize else []), *map(str, objects)]
+                self._run([*link, "-o", str(draft)])
+                draft.rename(target)
         return target
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import ModuleType
 
 import pytest
@@ -11,8 +12,11 @@ from tests.cuda_emu import build
 
 @pytest.fixture(scope="session")
 def cuda_emulator(tmp_path_factory: pytest.TempPathFactory) -> build.Builder:
-    """Builds emulated modules."""
-    return build.Builder(tmp_path_factory.mktemp("cuda_emu"))
+    """Builds emulated modules; pytest-xdist's workers share what they have built."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    return build.Builder(folder / "cuda_emu")
 
 
 @pytest.fixture(scope="session")

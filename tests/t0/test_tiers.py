@@ -1,11 +1,13 @@
 """The gate itself: what makes a tier fail."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.run_tiers import ROOT, TIERS, Outcome, Tier, judge, main, read_junit
+from tests.t3.cuda_resources import ARCHITECTURES
 
 TIER = Tier("TX", ("tests/tx",))
 NO_GPU = Tier("TX", ("tests/tx",), ("triton",), may_be_empty="no GPU")
@@ -54,6 +56,17 @@ def test_cases_are_counted_with_their_reasons(tmp_path: Path) -> None:
 def test_an_unknown_tier_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["T0", "T99"]) == 2
     assert "no tier named T99; there are T0, T1" in capsys.readouterr().err
+
+
+def test_ci_compiles_every_architecture_once() -> None:
+    """Those that setup.py builds for: some in CI's native module, the others in tier T3."""
+    all_of = re.search(r"^ARCHS = \(([^)]+)\)", (ROOT / "setup.py").read_text(), re.MULTILINE)
+    built = re.search(r'EFFNET_FAST_CUDA_ARCHS="([\d;]+)"', (ROOT / ".ci/run").read_text())
+    assert all_of is not None
+    assert built is not None
+    in_t3 = [int(architecture.rstrip("a")) for architecture in ARCHITECTURES]
+    found = sorted([*map(int, built[1].split(";")), *in_t3])
+    assert found == [int(arch) for arch in all_of[1].split(",")]
 
 
 def test_every_folder_of_a_tier_is_there_and_every_folder_is_in_one() -> None:

@@ -12,8 +12,10 @@ import torch
 from pytest_benchmark.stats import Stats
 from torch import Tensor
 
-from bench.arena import Replay
-from bench.kernels import Call, Layers
+from bench.arena import Entry, Replay
+from bench.contest import Entrant
+from bench.kernels import Call, Layers, main, peers_on
+from bench.model_contest import hold_what_fits
 from bench.op_contest import hold
 from bench.records import read
 from bench.throughput import RESNETS
@@ -74,11 +76,14 @@ def test_a_contest_is_recorded_and_reported_as_it_was_taken(tmp_path: Path) -> N
     said = run(
         "-m", "pytest", "bench/bench_ops.py", "--benchmark-only", "-q", "-k",
         "b0-depthwise-inference-k3s2-c96", "--out", str(tmp_path), f"--benchmark-json={table}",
+        "--threads", "2", "--dtype", "bfloat16",
     )  # fmt: skip
     (path,) = tmp_path.glob("*.jsonl")
     lines = {line["backend"]: line for line in read(path) if line["mode"] != "ceiling"}
     assert lines.keys() == {"reference", "eager"}
-    assert [line["op"] for line in read(path)][:2] == ["copy", "matmul"]
+    copy, matmul = [*read(path)][:2]
+    assert (copy["op"], matmul["op"], matmul["dtype"]) == ("copy", "matmul", "bfloat16")
+    assert copy["environment"]["threads"] == 2  # OMP_NUM_THREADS is 1
     shown = json.loads(table.read_text())["benchmarks"]
     assert len(shown) == 2
     for benchmark in shown:
@@ -109,6 +114,33 @@ def test_an_op_that_is_wrong_by_fp64_is_not_timed(mode: str) -> None:
     assert found["off"] is not None
     assert found["off"].gate.startswith("off by 1.0e-03")
     assert found["off"].ms is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_whole_models_compute_in_the_type_asked_for(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    held: list[Entrant] = []
+
+    def holder(entrants: dict[str, Entrant], mode: str) -> dict[str, Entry]:
+        held.extend(entrants.values())
+        return {}
+
+    monkeypatch.setattr("bench.model_contest.hold", holder)
+    hold_what_fits(["engine"], "efficientnet_b0", 2, False, torch.device("cpu"), dtype)
+    assert [(e.label, e.x.dtype, e.x.shape[0]) for e in held] == [("engine", dtype, 2)]
+
+
+def test_a_convolution_is_labelled_by_whose_kernels_it_runs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert peers_on(torch.device("cuda:1"))[1:3] == ("cudnn", "cudnn-nchw")
+    calls = {c.mode: c for c in Layers(1, torch.float32, torch.device("cpu")).depthwise(3, 1, 8, 6)}
+    assert [*calls["plain"].peers] == ["copy", "onednn", "onednn-nchw"]
+    assert [*calls["backward"].peers] == ["onednn", "onednn-nchw"]
+    with pytest.raises(SystemExit):
+        main(["--device", "cpu", "--backends", "cudnn"])
+    assert "unknown backend 'cudnn' on cpu; known: cuda, " in capsys.readouterr().err
 
 
 def test_the_clock_shows_the_samples_and_nothing_between() -> None:

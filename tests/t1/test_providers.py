@@ -1,15 +1,18 @@
 """Everyone whom the benchmarks compare computes the same, or says why it cannot."""
 
 import sys
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from effnet_fast.cli import providers, runtimes
+from effnet_fast.cli.common import cpu_threads
 from effnet_fast.cli.providers import (
     BAR,
+    BASELINES,
     OURS,
     PROVIDERS,
     bar,
@@ -71,14 +74,89 @@ def test_16_bit_results_may_be_as_far_off_as_twice_stock(weights: dict[bool, Any
     half = x.bfloat16()
     allowed = bar(B0, state, half, truth)
     assert bar(B0, state, x, truth) == BAR < allowed
-    assert difference(build("reference", B0, state, half).result(half), truth) <= allowed
+    for label in ("reference", "engine"):
+        assert difference(build(label, B0, state, half).result(half), truth) <= allowed
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_ours_and_stock_baselines_give_the_same(name: str) -> None:
+    x = torch.randn(2, 3, 64, 64)
+    state = calibrated_state(name, x)
+    truth, whose = expected(name, state, x)
+    assert whose == "eager-nchw in fp32"
+    assert why_not("reference", name, x) is None
+    assert difference(build("reference", name, state, x).result(x), truth) < BAR
+
+
+def test_the_native_engine_is_asked_for_the_type_and_given_fp32(
+    monkeypatch: pytest.MonkeyPatch, weights: dict[bool, Any]
+) -> None:
+    """Its own rounding of fp32 weights is what is compared, and images need no conversion."""
+    asked: list[torch.dtype | None] = []
+
+    def engine(model: nn.Module, *, dtype: torch.dtype | None) -> Any:
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        asked.append(dtype)
+        return lambda x: x
+
+    monkeypatch.setattr(providers, "optimize_for_inference", engine)
+    x, state, _ = weights[False]
+    for dtype in (torch.float32, torch.bfloat16):
+        images = x.to(dtype)
+        provider = build("engine", B0, state, images)
+        assert provider.prepare(images).dtype == torch.float32
+        assert torch.equal(provider.result(images), images.float())
+    assert asked == [torch.float32, torch.bfloat16]
+
+
+class FakeOpenvino(ModuleType):
+    """An OpenVINO whose CPU computes in ``chosen`` whatever it is asked for."""
+
+    def __init__(self, chosen: str) -> None:
+        super().__init__("openvino")
+        self.chosen, self.settings = chosen, dict[str, Any]()
+
+    def convert_model(self, model: nn.Module, example_input: Tensor, input: list[int]) -> nn.Module:
+        assert example_input.dtype == torch.float32
+        assert input == list(example_input.shape)
+        return model
+
+    def Core(self) -> Any:
+        return self
+
+    def compile_model(self, model: nn.Module, device: str, settings: dict[str, Any]) -> Any:
+        self.settings = settings
+        return self
+
+    def get_property(self, name: str) -> Any:
+        return SimpleNamespace(get_type_name=lambda: self.chosen)
+
+    def create_infer_request(self) -> Any:
+        return SimpleNamespace(infer=lambda images, share_inputs: images)
+
+
+def test_openvino_is_asked_for_the_type_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(1, 3, 8, 8, dtype=torch.bfloat16)
+    fake = FakeOpenvino("bf16")
+    monkeypatch.setitem(sys.modules, "openvino", fake)
+    with cpu_threads(2):
+        run = runtimes.openvino(nn.Identity(), x)
+    assert fake.settings["INFERENCE_PRECISION_HINT"] == "bf16"
+    assert fake.settings["INFERENCE_NUM_THREADS"] == 2
+    assert run(x.float()).shape == x.shape
+    monkeypatch.setitem(sys.modules, "openvino", FakeOpenvino("f32"))
+    with pytest.raises(RuntimeError, match="computes in f32 on this CPU, not in bf16"):
+        runtimes.openvino(nn.Identity(), x)
 
 
 REASONS = {
     "training in a runtime": ("engine", B0, torch.float32, True, "computes no gradients"),
-    "the engine in bf16": ("engine", B0, torch.bfloat16, False, "in float32 on CPUs"),
+    "the engine in fp16": ("engine", B0, torch.float16, False, "float32 and bfloat16 on CPUs"),
+    "the engine of a ResNet": ("engine", "resnet50", torch.float32, False, "takes EfficientNets"),
+    "OpenVINO in fp16": ("openvino", B0, torch.float16, False, "float32 and bfloat16 only"),
+    "ONNX Runtime in bf16": ("onnxruntime", B0, torch.bfloat16, False, "float32 and float16"),
     "Lite in torchvision": ("eager-nchw", "efficientnet_lite0", torch.float32, False, "no Eff"),
-    "a ResNet of ours": ("reference", "resnet50", torch.float32, False, "not a model of this"),
+    "a ResNet of ours": ("reference", "resnet152", torch.float32, False, "not a model"),
     "a ResNet of timm's": ("timm", "resnet50", torch.float32, False, "EfficientNets only"),
     "a GPU's runtime": ("tensorrt", B0, torch.float32, False, "NVIDIA GPUs only"),
 }

@@ -8,6 +8,8 @@ of bit patterns, and roundings to it are cut off. And it refuses inline assembly
 * conversions among fp16, fp32 and fp64 are numpy's, which round to nearest even.
 * ``tanh.approx.f32`` is tanh rounded to 11 bits: its largest relative error by the PTX manual is
   2^-11, so a result here is as wrong as it may be there.
+* ``triton.language`` is patched once in a launch for each module that calls it, not at every call
+  of a device function, which took a third of the time.
 
 :func:`install` must run before a kernel does, and in a process of its own: a process either
 interprets or compiles.
@@ -120,6 +122,20 @@ def install() -> None:
         result.get_result = lambda i: result
         return result
 
+    def patch_lang(fn: Any) -> Any:
+        if id(fn.__globals__) in patched:
+            return interpreter._LangPatchScope()
+        patched.add(id(fn.__globals__))
+        return stock_patch_lang(fn)
+
+    def launch(self: Any, *args: Any, **options: Any) -> Any:
+        patched.clear()  # the last launch has taken its own back
+        return stock_launch(self, *args, **options)
+
+    patched: set[int] = set()
+    stock_patch_lang, interpreter._patch_lang = interpreter._patch_lang, patch_lang
+    executor: Any = interpreter.GridExecutor
+    stock_launch, executor.__call__ = executor.__call__, launch
     stock_convert_float, interpreter._convert_float = interpreter._convert_float, convert_float
     stock_binary_op, builder.binary_op = builder.binary_op, binary_op
     stock_unary_op, builder.unary_op = builder.unary_op, unary_op

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Of CPU time for a job. A kernel that never ends is a bug that was caught, too.
@@ -90,7 +91,7 @@ def run_here(job: Job, scratch: Path) -> Result:
         finder = Altered(f"effnet_fast.kernels.{path.stem}", path)
         sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
     verdicts = Verdicts()
-    options = ["-q", "-p", "no:cacheprovider"]
+    options = ["-q", "-x", "-p", "no:cacheprovider"]
     status = pytest.main([*job.tests, *options], plugins=[verdicts])
     if status not in (0, 1):
         return Result(verdicts.passed, verdicts.failures, f"pytest ended with status {int(status)}")
@@ -140,8 +141,12 @@ def main(jobs_file: str, results_file: str) -> None:
     from tests.t2 import interpreter
 
     interpreter.install()
-    import effnet_fast  # noqa: F401  (what takes its time to import is imported before the forks)
+    # What takes its time to import is imported before the forks.
+    import effnet_fast  # noqa: F401
     import tests.cases  # noqa: F401
+
+    torch.use_deterministic_algorithms(True)  # imports Inductor, as tests/ops does
+    torch.use_deterministic_algorithms(False)
 
     jobs = [Job(*fields) for fields in json.loads(Path(jobs_file).read_text())]
     results = list(run_all(jobs, len(os.sched_getaffinity(0))))

@@ -24,4 +24,6 @@ def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         folder = tmp_path_factory.mktemp("caches")
         patch.setenv("TRITON_CACHE_DIR", str(folder / "triton"))
         patch.setenv("EFFNET_FAST_CACHE", str(folder / "tuning"))
+        # Of no effect on the code, and of some on the time.
+        patch.setenv("TRITON_DISABLE_LINE_INFO", "1")
         yield

@@ -45,8 +45,9 @@ def measure(specialisation: Specialisation, architecture: int) -> Resources:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage = USAGE.search(_cuobjdump("--dump-resource-usage", file.name))
-        code = _cuobjdump("-sass", file.name)
+        command = [CUOBJDUMP, "--dump-resource-usage", "-sass", file.name]
+        code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = USAGE.search(code)
     assert usage is not None
     registers, stack, _, local = map(int, usage.groups())
     return Resources(
@@ -55,11 +56,6 @@ def measure(specialisation: Specialisation, architecture: int) -> Resources:
         len(re.findall(r"\bLDG(?:STS)?\.E[.\w]*128|\bUBLKCP|\bUTMALDG", code)),
         len(re.findall(r"\bLDG\.E[.\w]*U16", code)),
     )  # fmt: skip
-
-
-def _cuobjdump(option: str, path: str) -> str:
-    command = [CUOBJDUMP, option, path]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def measure_all(
