@@ -1,0 +1,136 @@
+// The products of 1x1 convolutions on blocked tiles: output and input gradient, weight gradient.
+#pragma once
+
+#include "cpu/training/kernels/lanes.h"
+
+namespace effnet_fast::cpu::EFFNET_FAST_ISA {
+namespace {
+
+// Adds `count` steps of k, within one block of a.
+template <int rows, int vecs, int count>
+EFFNET_FAST_INLINE void multiply_add(Vec (&acc)[rows][vecs], const float* a, const float* b) {
+#pragma GCC unroll 8
+    for (int k = 0; k < count; ++k) {
+        Vec w[vecs];
+#pragma GCC unroll 4
+        for (int n = 0; n < vecs; ++n) w[n] = load(b + (k * vecs + n) * kLanes);
+#pragma GCC unroll 16
+        for (int m = 0; m < rows; ++m) {
+            const Vec x = broadcast(a[m * kBlock + k]);
+#pragma GCC unroll 4
+            for (int n = 0; n < vecs; ++n) acc[m][n] += x * w[n];
+        }
+        asm volatile("" ::: "memory");  // GCC 12 hoists the broadcasts otherwise, and spills
+    }
+}
+
+template <int rows>
+void multiply_rows(const training::Multiply& p, const float* b, float* c, int blocks, int first) {
+    constexpr int vecs = kPanelBlocks * kPer;
+    Vec acc[rows][vecs] = {};
+    int k = 0;
+    for (; k + 8 <= p.k; k += 8, b += 8 * vecs * kLanes) {
+        multiply_add<rows, vecs, 8>(acc, p.a + k / kBlock * p.a_stride + first * kBlock + k % kBlock, b);
+    }
+    for (; k < p.k; ++k, b += vecs * kLanes) {
+        multiply_add<rows, vecs, 1>(acc, p.a + k / kBlock * p.a_stride + first * kBlock + k % kBlock, b);
+    }
+#pragma GCC unroll 2
+    for (int n = 0; n < kPanelBlocks; ++n) {
+        if (n == blocks) return;
+#pragma GCC unroll 16
+        for (int m = 0; m < rows; ++m) {
+#pragma GCC unroll 4
+            for (int i = 0; i < kPer; ++i) {
+                store(c + n * p.c_stride + (first + m) * kBlock + i * kLanes, acc[m][n * kPer + i]);
+            }
+        }
+    }
+}
+
+using Rows = void (*)(const training::Multiply&, const float* b, float* c, int blocks, int first);
+
+template <int rows>
+Rows rows_of(int wanted) {
+    if constexpr (rows == 1) {
+        return multiply_rows<1>;
+    } else {
+        return wanted == rows ? multiply_rows<rows> : rows_of<rows - 1>(wanted);
+    }
+}
+
+// Tiles of as equal a height as can be: a last one of few rows would wait for its own sums.
+void multiply(const training::Multiply& p) {
+    if (p.pixels == 0) return;
+    const int tiles = (p.pixels + kMaxRows - 1) / kMaxRows;
+    const int rows = p.pixels / tiles, higher = p.pixels % tiles;
+    const Rows tile = rows_of<kMaxRows>(rows), high = higher ? rows_of<kMaxRows>(rows + 1) : tile;
+    const int n_blocks = (p.n + kBlock - 1) / kBlock;
+    for (int block = 0; block < n_blocks; block += kPanelBlocks) {
+        const float* b = p.b + long(block) * kBlock * p.k;
+        const int blocks = n_blocks - block < kPanelBlocks ? n_blocks - block : kPanelBlocks;
+        for (int i = 0, first = 0; i < tiles; ++i) {
+            (i < higher ? high : tile)(p, b, p.c + block * p.c_stride, blocks, first);
+            first += rows + (i < higher);
+        }
+    }
+}
+
+#if defined(__AVX512F__)
+constexpr int kOuterRows = 8, kOuterBlocks = 3;  // 24 registers of sums
+#elif defined(__aarch64__)
+constexpr int kOuterRows = 4, kOuterBlocks = 1;  // 16 of 32
+#elif defined(__AVX2__)
+constexpr int kOuterRows = 4, kOuterBlocks = 1;  // 8 of 16
+#else
+constexpr int kOuterRows = 2, kOuterBlocks = 1;  // 8 of 16
+#endif
+
+template <int blocks>
+void outer_tile(const training::Outer& p, const float* a, const float* b, float* c) {
+    constexpr int vecs = blocks * kPer;
+    Vec acc[kOuterRows][vecs];
+#pragma GCC unroll 8
+    for (int i = 0; i < kOuterRows; ++i) {
+#pragma GCC unroll 4
+        for (int n = 0; n < vecs; ++n) acc[i][n] = load(c + i * p.c_row + n * kLanes);
+    }
+    for (int m = 0; m < p.pixels; ++m) {
+        Vec v[vecs];
+#pragma GCC unroll 4
+        for (int n = 0; n < vecs; ++n) {
+            v[n] = load(b + n / kPer * p.b_stride + m * kBlock + n % kPer * kLanes);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < kOuterRows; ++i) {
+            const Vec x = broadcast(a[m * kBlock + i]);
+#pragma GCC unroll 4
+            for (int n = 0; n < vecs; ++n) acc[i][n] += x * v[n];
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kOuterRows; ++i) {
+#pragma GCC unroll 4
+        for (int n = 0; n < vecs; ++n) store(c + i * p.c_row + n * kLanes, acc[i][n]);
+    }
+}
+
+template <int blocks>
+void outer_columns(const training::Outer& p, int column) {
+    const float* b = p.b + column / kBlock * p.b_stride;
+    for (int row = 0; row < p.rows; row += kOuterRows) {
+        const float* a = p.a + row / kBlock * p.a_stride + row % kBlock;
+        outer_tile<blocks>(p, a, b, p.c + row * p.c_row + column);
+    }
+}
+
+void outer(const training::Outer& p) {
+    int column = 0;
+    for (; column + (kOuterBlocks - 1) * kBlock < p.columns; column += kOuterBlocks * kBlock) {
+        outer_columns<kOuterBlocks>(p, column);
+    }
+    for (; column < p.columns; column += kBlock) outer_columns<1>(p, column);
+}
+
+}  // namespace
+}  // namespace effnet_fast::cpu::EFFNET_FAST_ISA
