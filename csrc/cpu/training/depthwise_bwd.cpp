@@ -38,7 +38,7 @@ class Pass {
 public:
     Pass(const Run& run, const DepthwiseBackward& p)
         : run_(run), p_(p), v_(p.conv), in_(v_.shape), out_{in_.type, in_.n, in_.c, v_.p, v_.q},
-          k_(v_.kernel), undo_(p.dx && p.norm),
+          k_(v_.kernel), undo_(p.sums != nullptr),
           in_width_(std::max(v_.left + in_.w, (v_.q - 1) * v_.stride + k_)),
           d_rows_((k_ - 1) / v_.stride + 1),
           d_width_(k_ - 1 + std::max(v_.q, (in_.w - 1 + v_.left) / v_.stride + 1)),

@@ -52,9 +52,10 @@ def conv2d_bwd(
     """-> dx like x, dw like weight in fp32; [0] for what is not needed."""
     dy = bn_residual_bwd(g, y, coef, y_affine, y_act, None, None, None)
     padded, pad = _padded(x, padding)
+    # Of a channels_last weight torch 2.13 gives a wrong dw in bf16 where images have one pixel.
     da, dw, _ = torch.ops.aten.convolution_backward(
-        dy, padded, weight.contiguous(memory_format=torch.channels_last), None, [stride] * 2, pad,
-        [1, 1], False, [0, 0], 1, [need_dx, need_dw, False],
+        dy, padded, weight.contiguous(), None, [stride] * 2, pad, [1, 1], False, [0, 0], 1,
+        [need_dx, need_dw, False],
     )  # fmt: skip
     if need_dx:
         top, _, left, _ = padding

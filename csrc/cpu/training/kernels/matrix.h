@@ -24,15 +24,22 @@ EFFNET_FAST_INLINE void multiply_add(Vec (&acc)[rows][vecs], const float* a, con
     }
 }
 
+// A sum of more is one of sums of so many: errors grow with their square root, and that much of a
+// panel stays in the first-level cache.
+constexpr int kLongest = 256;
+
+// Steps [begin, end) of k.
 template <int rows>
-void multiply_rows(const training::Multiply& p, const float* b, float* c, int blocks, int first) {
+void multiply_rows(const training::Multiply& p, const float* b, float* c, int blocks, int first,
+                   int begin, int end) {
     constexpr int vecs = kPanelBlocks * kPer;
     Vec acc[rows][vecs] = {};
-    int k = 0;
-    for (; k + 8 <= p.k; k += 8, b += 8 * vecs * kLanes) {
+    int k = begin;
+    b += long(begin) * vecs * kLanes;
+    for (; k + 8 <= end; k += 8, b += 8 * vecs * kLanes) {
         multiply_add<rows, vecs, 8>(acc, p.a + k / kBlock * p.a_stride + first * kBlock + k % kBlock, b);
     }
-    for (; k < p.k; ++k, b += vecs * kLanes) {
+    for (; k < end; ++k, b += vecs * kLanes) {
         multiply_add<rows, vecs, 1>(acc, p.a + k / kBlock * p.a_stride + first * kBlock + k % kBlock, b);
     }
 #pragma GCC unroll 2
@@ -42,13 +49,15 @@ void multiply_rows(const training::Multiply& p, const float* b, float* c, int bl
         for (int m = 0; m < rows; ++m) {
 #pragma GCC unroll 4
             for (int i = 0; i < kPer; ++i) {
-                store(c + n * p.c_stride + (first + m) * kBlock + i * kLanes, acc[m][n * kPer + i]);
+                float* to = c + n * p.c_stride + (first + m) * kBlock + i * kLanes;
+                const Vec v = acc[m][n * kPer + i];
+                store(to, begin ? load(to) + v : v);
             }
         }
     }
 }
 
-using Rows = void (*)(const training::Multiply&, const float* b, float* c, int blocks, int first);
+using Rows = decltype(&multiply_rows<1>);
 
 template <int rows>
 Rows rows_of(int wanted) {
@@ -69,9 +78,12 @@ void multiply(const training::Multiply& p) {
     for (int block = 0; block < n_blocks; block += kPanelBlocks) {
         const float* b = p.b + long(block) * kBlock * p.k;
         const int blocks = n_blocks - block < kPanelBlocks ? n_blocks - block : kPanelBlocks;
-        for (int i = 0, first = 0; i < tiles; ++i) {
-            (i < higher ? high : tile)(p, b, p.c + block * p.c_stride, blocks, first);
-            first += rows + (i < higher);
+        for (int begin = 0; begin < p.k; begin += kLongest) {
+            const int end = p.k - begin < kLongest ? p.k : begin + kLongest;
+            for (int i = 0, first = 0; i < tiles; ++i) {
+                (i < higher ? high : tile)(p, b, p.c + block * p.c_stride, blocks, first, begin, end);
+                first += rows + (i < higher);
+            }
         }
     }
 }
@@ -86,16 +98,15 @@ constexpr int kOuterRows = 4, kOuterBlocks = 1;  // 8 of 16
 constexpr int kOuterRows = 2, kOuterBlocks = 1;  // 8 of 16
 #endif
 
+// So many pixels are summed by themselves.
+constexpr int kMostPixels = 128;
+
 template <int blocks>
-void outer_tile(const training::Outer& p, const float* a, const float* b, float* c) {
+void outer_tile(const training::Outer& p, const float* a, const float* b, float* c, int begin,
+                int end) {
     constexpr int vecs = blocks * kPer;
-    Vec acc[kOuterRows][vecs];
-#pragma GCC unroll 8
-    for (int i = 0; i < kOuterRows; ++i) {
-#pragma GCC unroll 4
-        for (int n = 0; n < vecs; ++n) acc[i][n] = load(c + i * p.c_row + n * kLanes);
-    }
-    for (int m = 0; m < p.pixels; ++m) {
+    Vec acc[kOuterRows][vecs] = {};
+    for (int m = begin; m < end; ++m) {
         Vec v[vecs];
 #pragma GCC unroll 4
         for (int n = 0; n < vecs; ++n) {
@@ -111,16 +122,22 @@ void outer_tile(const training::Outer& p, const float* a, const float* b, float*
 #pragma GCC unroll 8
     for (int i = 0; i < kOuterRows; ++i) {
 #pragma GCC unroll 4
-        for (int n = 0; n < vecs; ++n) store(c + i * p.c_row + n * kLanes, acc[i][n]);
+        for (int n = 0; n < vecs; ++n) {
+            float* to = c + i * p.c_row + n * kLanes;
+            store(to, load(to) + acc[i][n]);
+        }
     }
 }
 
 template <int blocks>
 void outer_columns(const training::Outer& p, int column) {
     const float* b = p.b + column / kBlock * p.b_stride;
-    for (int row = 0; row < p.rows; row += kOuterRows) {
-        const float* a = p.a + row / kBlock * p.a_stride + row % kBlock;
-        outer_tile<blocks>(p, a, b, p.c + row * p.c_row + column);
+    for (int begin = 0; begin < p.pixels; begin += kMostPixels) {
+        const int end = p.pixels - begin < kMostPixels ? p.pixels : begin + kMostPixels;
+        for (int row = 0; row < p.rows; row += kOuterRows) {
+            const float* a = p.a + row / kBlock * p.a_stride + row % kBlock;
+            outer_tile<blocks>(p, a, b, p.c + row * p.c_row + column, begin, end);
+        }
     }
 }
 
