@@ -14,6 +14,7 @@ void depthwise(const Run& run, const DepthwiseForward& p) {
     for (int t = 0; t < k * k; ++t) order[t] = t;
     const Floats weight = pack_taps(p.weight, in.c, order);
     const Map y = dense(p.y, out);
+    expect_writes(p.y, out);
     MomentParts moments(p.stats ? in.n : 0, in.c);
     if (p.pool) {
         const long strips = (v.p + p.pool_rows - 1) / p.pool_rows;

@@ -54,6 +54,7 @@ public:
           weights_(long(run.threads) * k_) {}
 
     void operator()() {
+        expect_writes(p_.dx, in_);
         share(run_, long(in_.n) * groups_.count(), [&](long item, int worker) {
             image(int(item / groups_.count()), groups_.at(int(item % groups_.count())), worker);
         });

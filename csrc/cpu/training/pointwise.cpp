@@ -35,6 +35,7 @@ void pointwise(const Run& run, const PointwiseForward& p) {
     const long stride = long(chunks.most()) * kBlock;
     const bool flat_in = is_flat(p.x, in), flat_out = is_flat(p.residual, out);
     const Map y = dense(p.y, out);
+    expect_writes(p.y, out);
     const Floats weight =
         pack(run, in.c, p.k, [&](int c, int k) { return p.weight[long(k) * in.c + c]; });
     Buffers operands(run, size_t(padded(in.c)) * chunks.most());
@@ -74,6 +75,7 @@ void pointwise_bwd(const Run& run, const PointwiseBackward& p) {
     const bool flat = is_flat(p.x, in);
     const Map g = dense(p.behind.g, out), y = dense(p.behind.y, out), dx = dense(p.dx, in),
               residual = dense(p.residual, in);
+    expect_writes(p.dx, in);
     const Floats weight = p.dx ? pack(run, p.k, in.c,
                                       [&](int k, int c) { return p.weight[long(k) * in.c + c]; })
                                : Floats();

@@ -28,6 +28,7 @@ void bn_residual(const Run& run, const Shape& shape, const Map& x, const Prologu
     const Chunks chunks(shape, pixels_in_cache(8 * padded(shape.c)));
     const bool flat = is_flat(x, shape) && is_flat(residual, shape);
     const Map out = dense(y, shape);
+    expect_writes(y, shape);
     Buffers buffers(run, buffer_floats(shape, chunks));
     share(run, chunks.count(), [&](long i, int worker) {
         for_segments(chunks.at(i), shape, flat, [&](int n, long pixel, int count, int) {
@@ -63,6 +64,7 @@ void bn_residual_bwd(const Run& run, const Shape& shape, const Behind& behind, c
                      void* dy) {
     const Chunks chunks(shape, pixels_in_cache(8 * padded(shape.c)));
     const Map out = dense(dy, shape);
+    expect_writes(dy, shape);
     Buffers buffers(run, buffer_floats(shape, chunks));
     share(run, chunks.count(), [&](long i, int worker) {
         for_segments(chunks.at(i), shape, is_flat(y, shape), [&](int n, long pixel, int count, int) {

@@ -1,7 +1,12 @@
 // How an op's work is cut and shared: chunks of pixels, workers, and the memory of each.
 #pragma once
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
+#include <cstdint>
 #include <vector>
 
 #include "cpu/memory.h"
@@ -64,6 +69,18 @@ inline const char* at(const Map& map, const Shape& shape, int n, long pixel) {
 
 inline Map dense(const void* data, const Shape& shape) {
     return {static_cast<const char*>(data), shape.pixels() * shape.c, long(shape.w) * shape.c, shape.c};
+}
+
+// Asks for pages of 2 MB under a large result that is about to be written: of 4 kB, mapping those of
+// a fresh activation takes longer than filling it. A hint: it may be ignored.
+inline void expect_writes(const void* data, const Shape& shape) {
+#if defined(__linux__)
+    constexpr uintptr_t kPage = 2 << 20;
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+    const uintptr_t bytes = uintptr_t(shape.n) * shape.pixels() * shape.c * bytes_of(shape.type);
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
+    if (data && end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
 }
 
 inline const float* row(const float* rows, long i, long length) {

@@ -9,6 +9,13 @@
 namespace effnet_fast::cpu::EFFNET_FAST_ISA {
 namespace {
 
+// The pixel as far behind the tile's end as i is behind its beginning: most often the next tile's.
+// Steps of many channels are no pattern that a processor's own prefetcher follows far.
+template <class T>
+EFFNET_FAST_INLINE void fetch_next(const training::Tile& tile, const T* p, long step, int i) {
+    __builtin_prefetch(p + (i + tile.pixels) * step, 0, 2);
+}
+
 void load_tile(const training::Load& p) {
     with_types(p.tile.type, p.act, [&](auto element, auto of) {
         using T = decltype(element);
@@ -23,16 +30,19 @@ void load_tile(const training::Load& p) {
             Vec total = {};
             if (slope) {
                 for (int i = 0; i < p.tile.pixels; ++i) {
+                    fetch_next(p.tile, x, p.step, i);
                     const auto [value, s] = value_and_slope<act>(lanes.get(x + i * p.step) * scale + shift);
                     store(a + i * kBlock, value * gate);
                     store(slope + i * kBlock, s);
                 }
             } else if (a) {
                 for (int i = 0; i < p.tile.pixels; ++i) {
+                    fetch_next(p.tile, x, p.step, i);
                     store(a + i * kBlock, activated<act>(lanes.get(x + i * p.step) * scale + shift) * gate);
                 }
             } else {
                 for (int i = 0; i < p.tile.pixels; ++i) {
+                    fetch_next(p.tile, x, p.step, i);
                     total += activated<act>(lanes.get(x + i * p.step) * scale + shift) * gate;
                 }
             }
@@ -58,6 +68,8 @@ void load_gradient_tile(const training::LoadGradient& p) {
             const Vec ca = row_of(p.coef, 0, 1.0f), cb = row_of(p.coef, 1, 0.0f);
             const Vec cmean = row_of(p.coef, 2, 0.0f), cc = row_of(p.coef, 3, 0.0f);
             const auto output_gradient = [&](int i, Vec value) {
+                fetch_next(p.tile, y, p.y_step, i);
+                if (g) fetch_next(p.tile, g, p.g_step, i);
                 const Vec from = (g ? lanes.get(g + i * p.g_step) : Vec{}) * gate + dpool;
                 return act == Activation::identity
                            ? from
