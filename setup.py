@@ -30,8 +30,9 @@ CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / f"native-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
 ARCHS = (80, 86, 89, 90, 100, 120)  # A100, RTX 30, RTX 40 and L4, H100 and H200, B200, RTX 50
 
-CXX_SOURCES = ("module.cpp", "cpu_bridge.cpp", "cpu_ops_bridge.cpp", "cpu/*.cpp", "cpu/training/*.cpp")
-KERNEL_SOURCES = ("cpu/kernels/*.cpp", "cpu/training/kernels/*.cpp")  # compiled once per instruction set
+CXX_SOURCES = ("module.cpp", "cpu*_bridge.cpp", "cpu/*.cpp", "cpu/training/*.cpp")
+# Compiled once per instruction set.
+KERNEL_SOURCES = ("cpu/kernels/*.cpp", "cpu/training/kernels/*.cpp")
 CUDA_CXX_SOURCES = ("cuda_bridge.cpp",)
 CUDA_SOURCES = ("cuda/*.cu",)
 HEADERS = ("*.h", "cpu/*.h", "cpu/*/*.h", "cpu/training/kernels/*.h", "cuda/*.h", "cuda/*.cuh")

@@ -21,8 +21,8 @@ class CpuEngine:
     def workspace_bytes(self, h: int, w: int, threads: int) -> int: ...
     def steps(self, h: int, w: int) -> list[tuple[str, str, float, float]]: ...
 
-# The ops of csrc/cpu/training/ops.h, called by effnet_fast.ops.on_cpu, whose bridge.py says what the
-# ints are. The first of each is the number of threads.
+# The ops of csrc/cpu/training/ops.h, called by effnet_fast.ops.on_cpu. The first int of each is the
+# number of threads; the others are addresses, 0 for an absent tensor, or codes (on_cpu/bridge.py).
 _Map: TypeAlias = tuple[int, int, int, int]  # address; strides of N, H, W
 _Shape: TypeAlias = tuple[int, int, int, int, int]  # type, N, C, H, W
 _Prologue: TypeAlias = tuple[int, int, int]  # affine, activation, gate

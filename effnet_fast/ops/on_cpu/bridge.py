@@ -60,9 +60,8 @@ def strided(x: Tensor | None) -> Map:
     """Address and strides of N, H, W of an activation with channels innermost."""
     if x is None:
         return ABSENT_MAP
-    n, c, h, w = x.shape
     stride_n, stride_c, stride_h, stride_w = x.stride()
-    if stride_c != 1 and c > 1:
+    if stride_c != 1 and x.shape[1] > 1:
         raise ValueError(f"expected channels innermost, got strides {x.stride()}")
     return x.data_ptr(), stride_n, stride_h, stride_w
 
