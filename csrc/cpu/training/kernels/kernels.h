@@ -62,7 +62,7 @@ struct Store {
     Activation act;
     const void* residual;
     long residual_step;
-    void* y;
+    void* y;     // null: only the sum is wanted
     long step;
     float* sum;  // of y before it is rounded
 };

@@ -105,14 +105,14 @@ void store_tile(const training::Store& p) {
         for_channels(p.tile.channels, [&](int c, auto lanes) {
             const float* a = blocked(p.a, c, p.tile.stride);
             const T* residual = p.residual ? static_cast<const T*>(p.residual) + c : nullptr;
-            T* y = static_cast<T*>(p.y) + c;
+            T* y = p.y ? static_cast<T*>(p.y) + c : nullptr;
             const Vec scale = get_or(lanes, p.affine, c, 1.0f);
             const Vec shift = get_or(lanes, p.affine ? p.affine + p.tile.row : nullptr, c, 0.0f);
             Vec total = {};
             for (int i = 0; i < p.tile.pixels; ++i) {
                 Vec v = activated<act>(load(a + i * kBlock) * scale + shift);
                 if (residual) v += lanes.get(residual + i * p.residual_step);
-                if (p.y) lanes.put(y + i * p.step, v);
+                if (y) lanes.put(y + i * p.step, v);
                 total += v;
             }
             if (p.sum) add(lanes, p.sum + c, total);
