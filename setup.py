@@ -30,11 +30,13 @@ CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / f"native-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
 ARCHS = (80, 86, 89, 90, 100, 120)  # A100, RTX 30, RTX 40 and L4, H100 and H200, B200, RTX 50
 
-CXX_SOURCES = ("module.cpp", "cpu_bridge.cpp", "cpu/*.cpp")
-KERNEL_SOURCES = ("cpu/kernels/*.cpp",)  # compiled once per instruction set
+CXX_SOURCES = ("module.cpp", "cpu*_bridge.cpp", "cpu/*.cpp", "cpu/training/*.cpp")
+# Compiled once per instruction set.
+KERNEL_SOURCES = ("cpu/kernels/*.cpp", "cpu/training/kernels/*.cpp")
+BF16_SOURCES = ("bf16.cpp",)  # those to which AVX512_BF16 matters
 CUDA_CXX_SOURCES = ("cuda_bridge.cpp",)
 CUDA_SOURCES = ("cuda/*.cu",)
-HEADERS = ("*.h", "cpu/*.h", "cpu/kernels/*.h", "cuda/*.h", "cuda/*.cuh")
+HEADERS = ("*.h", "cpu/*.h", "cpu/*/*.h", "cpu/training/kernels/*.h", "cuda/*.h", "cuda/*.cuh")
 AVX512 = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 # csrc/cpu/isa.h's, with the flags of g++ and clang.
 ISAS = {
@@ -231,8 +233,8 @@ def write_ninja(file: Path, target: Path, cxx: list[str], cuda: Cuda | None) -> 
             ninja.rule(isa, f"{compile_} {shlex.join(own)}", f"{isa} $in", depfile="$out.d",
                        deps="gcc")  # fmt: skip
             for path in find(*KERNEL_SOURCES):
-                if isa == "avx512bf16" and path.name == "fp32.cpp":
-                    continue  # csrc/cpu/isa.cpp takes avx512's
+                if isa == "avx512bf16" and path.name not in BF16_SOURCES:
+                    continue  # avx512's are taken
                 objects.append(f"{path}.{isa}.o")
                 ninja.build(escape_path(objects[-1]), isa, escape_path(str(CSRC / path)))
         ninja.build(escape_path(str(target)), "link", [escape_path(name) for name in objects])

@@ -6,5 +6,6 @@
 namespace effnet_fast {
 
 void register_cpu_engine(pybind11::module_& m);
+void register_cpu_ops(pybind11::module_& m);
 
 }  // namespace effnet_fast

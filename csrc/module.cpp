@@ -54,6 +54,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("cuda_archs", [] { return kCudaArchs; },
           "Compute capabilities compiled for, as 10 * major + minor, ascending; empty without CUDA.");
     effnet_fast::register_cpu_engine(m);
+    effnet_fast::register_cpu_ops(m);
 #ifdef EFFNET_FAST_CUDA_ARCHS
     m.def("cuda_device_count", &cuda_device_count, py::call_guard<py::gil_scoped_release>(),
           "Devices this process can see. RuntimeError with CUDA's message where there is no driver "

@@ -22,19 +22,125 @@ class CpuEngine:
     def workspace_bytes(self, h: int, w: int, threads: int) -> int: ...
     def steps(self, h: int, w: int) -> list[tuple[str, str, float, float]]: ...
 
+# The ops of csrc/cpu/training/ops.h, called by effnet_fast.ops.on_cpu. The first int of each is the
+# number of threads; the others are addresses, 0 for an absent tensor, or codes (on_cpu/bridge.py).
+_Map: TypeAlias = tuple[int, int, int, int]  # address; strides of N, H, W
+_Shape: TypeAlias = tuple[int, int, int, int, int]  # type, N, C, H, W
+_Prologue: TypeAlias = tuple[int, int, int]  # affine, activation, gate
+_Epilogue: TypeAlias = tuple[int, int]  # affine, activation
+_Behind: TypeAlias = tuple[int, int, int, int, int, int, int]
+# g, coef, affine, activation, gate, drop, dpool
+_Convolution: TypeAlias = tuple[_Shape, int, int, int, int, int, int]
+# P, Q, kernel, stride, top, left
+
+class CpuOps:
+    def __init__(self, isa: str) -> None: ...
+    def bn_residual(
+        self,
+        threads: int,
+        shape: _Shape,
+        x: _Map,
+        prologue: _Prologue,
+        drop: int,
+        residual: _Map,
+        y: int,
+        /,
+    ) -> None: ...
+    def bn_bwd_reduce(
+        self, threads: int, shape: _Shape, behind: _Behind, y: _Map, norm: int, sums: int, /
+    ) -> None: ...
+    def bn_residual_bwd(
+        self, threads: int, shape: _Shape, behind: _Behind, y: _Map, dy: int, /
+    ) -> None: ...
+    def moments(self, threads: int, shape: _Shape, x: _Map, stats: int, /) -> None: ...
+    def se_pool(
+        self, threads: int, shape: _Shape, x: _Map, prologue: _Prologue, pooled: int, /
+    ) -> None: ...
+    def se_bwd_reduce(
+        self,
+        threads: int,
+        shape: _Shape,
+        g: int,
+        x: _Map,
+        prologue: _Prologue,
+        norm: int,
+        sums: int,
+        /,
+    ) -> None: ...
+    def pointwise(
+        self,
+        threads: int,
+        shape: _Shape,
+        k: int,
+        x: _Map,
+        weight: int,
+        prologue: _Prologue,
+        epilogue: _Epilogue,
+        residual: _Map,
+        y: int,
+        stats: int,
+        pooled: int,
+        /,
+    ) -> None: ...
+    def pointwise_bwd(
+        self,
+        threads: int,
+        shape: _Shape,
+        k: int,
+        behind: _Behind,
+        y: int,
+        x: _Map,
+        weight: int,
+        prologue: _Prologue,
+        norm: int,
+        residual: int,
+        dx: int,
+        dw: int,
+        sums: int,
+        /,
+    ) -> None: ...
+    def depthwise(
+        self,
+        threads: int,
+        convolution: _Convolution,
+        x: _Map,
+        weight: int,
+        prologue: _Prologue,
+        epilogue: _Epilogue,
+        y: int,
+        stats: int,
+        pool: int,
+        pool_rows: int,
+        /,
+    ) -> None: ...
+    def depthwise_bwd(
+        self,
+        threads: int,
+        convolution: _Convolution,
+        behind: _Behind,
+        y: int,
+        x: _Map,
+        weight: int,
+        prologue: _Prologue,
+        norm: int,
+        residual: int,
+        dx: int,
+        dw: int,
+        sums: int,
+        /,
+    ) -> None: ...
+
 # Only in a module built with CUDA.
 def cuda_device_count() -> int: ...
 def cuda_runtime_version() -> int: ...
 
 # The ops of csrc/cuda/ops.h, called by effnet_fast.ops.on_cuda. An int that is no size is an
 # address, 0 for an absent tensor, or the code of a type or an activation (on_cuda/bridge.py).
-_Map: TypeAlias = tuple[int, int, int, int]  # address; strides of N, H, W
 _Param: TypeAlias = tuple[int, int]  # address, type
 _BatchNorm: TypeAlias = tuple[_Param, _Param, _Param, _Param, float]  # gamma, beta, mean, var, eps
 _SeWeights: TypeAlias = tuple[
     int, int, int, _Param, _Param
 ]  # w_reduce, w_expand, type, both biases
-_Shape: TypeAlias = tuple[int, int, int, int, int]  # type, N, C, H, W
 _Place: TypeAlias = tuple[int, int]  # device index, stream
 _Allocate: TypeAlias = Callable[[int], int]  # bytes to the address of so many
 

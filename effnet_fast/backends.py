@@ -82,12 +82,12 @@ def _machine_why_not(backend: str) -> str | None:
     """Why ``backend`` cannot run anything on this machine and in this build; None if it can."""
     if backend == "reference":
         return None
-    if backend == "cuda":
+    if backend in ("cuda", "cpu"):
         try:
             from effnet_fast import _C
         except ImportError as error:
             return f"the native module is not built ({error}); run: pip install -e ."
-        if not _C.cuda_built():
+        if backend == "cuda" and not _C.cuda_built():
             return "effnet_fast._C was built without CUDA (no nvcc at installation)"
     if backend == "triton":
         if find_spec("triton") is None:
@@ -96,7 +96,7 @@ def _machine_why_not(backend: str) -> str | None:
             return None
     if backend in ("cuda", "triton") and not torch.cuda.is_available():
         return "torch sees no CUDA device"
-    return f"this version has no {backend} kernels yet" if backend == "cpu" else None
+    return None
 
 
 @cache
@@ -104,6 +104,8 @@ def _device_why_not(backend: str, device: torch.device) -> str | None:
     """Why the kernels of ``backend`` cannot run on ``device``; None if they can."""
     if backend == "triton" and interpreting():
         return None if device.type == "cpu" else "TRITON_INTERPRET=1 runs kernels on CPU tensors"
+    if backend == "cpu":
+        return None if device.type == "cpu" else f"its kernels run on CPU tensors, not on {device}"
     if device.type != "cuda":
         return f"its kernels run on CUDA tensors, and this one is on {device}"
     major, minor = torch.cuda.get_device_capability(device)
@@ -123,7 +125,12 @@ def _device_why_not(backend: str, device: torch.device) -> str | None:
     return None
 
 
-_LIMITS = {"cuda": limits.cuda, "triton": limits.triton, "reference": limits.reference}
+_LIMITS = {
+    "cuda": limits.cuda,
+    "triton": limits.triton,
+    "cpu": limits.cpu,
+    "reference": limits.reference,
+}
 
 
 def why_not(op: str, backend: str, *args: Any) -> str | None:

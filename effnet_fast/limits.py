@@ -25,6 +25,7 @@ CUDA_SHORT_SUM = 480
 CUDA_SUMMED_CHANNELS = 1568  # of a product: 32 outputs' weights of so many fill those bytes
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_CPU_TYPES = (torch.float32, torch.bfloat16)
 # Where the arguments that the rules below look at are, by op.
 _CONVOLUTION = {"depthwise": (0, 1, 2, 3), "depthwise_bwd": (2, 3, 4, 5)}  # x, weight, stride, pads
 _SE_WEIGHTS = {"se_gate": (1, 3), "se_gate_bwd": (3, 5)}
@@ -48,11 +49,14 @@ def reference(op: str, args: tuple[Any, ...]) -> str | None:
     return None
 
 
-def _kernels(op: str, args: tuple[Any, ...], name: str) -> str | None:
-    """What Triton's and CUDA's kernels have in common."""
+def _kernels(
+    op: str, args: tuple[Any, ...], name: str, types: tuple[torch.dtype, ...] = _TYPES
+) -> str | None:
+    """What all kernels have in common."""
     for t in tensors(args):
-        if t.dtype not in _TYPES:
-            return f"{op} takes float32, bfloat16 and float16 in {name}, not {t.dtype}"
+        if t.dtype not in types:
+            *first, last = (str(dtype).removeprefix("torch.") for dtype in types)
+            return f"{op} takes {', '.join(first)} and {last} in {name}, not {t.dtype}"
         # The stem reads images as they come; everything behind it has its channels innermost.
         # A 1x1 map is a weight or has no layout to speak of.
         map_of_channels = t.dim() == 4 and t.shape[1] > 1 and t.shape[2] * t.shape[3] > 1
@@ -66,6 +70,11 @@ def _kernels(op: str, args: tuple[Any, ...], name: str) -> str | None:
         if acc != torch.float32:
             return f"{op} accumulates in float32 in {name}, not {acc}"
     return None
+
+
+def cpu(op: str, args: tuple[Any, ...]) -> str | None:
+    """The native CPU kernels: every op of the vocabulary, any kernel size and stride."""
+    return _kernels(op, args, "native CPU code", _CPU_TYPES)
 
 
 def triton(op: str, args: tuple[Any, ...]) -> str | None:

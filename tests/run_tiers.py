@@ -41,7 +41,7 @@ class Tier:
 
 TIERS = (
     Tier("T0", ("tests/t0",)),
-    Tier("T1", ("tests/t1", "tests/ops"), ("reference",), parallel="loadfile"),
+    Tier("T1", ("tests/t1", "tests/ops"), ("cpu", "reference"), parallel="loadfile"),
     Tier(
         "T2", ("tests/t2", "tests/ops"), ("triton",), {"TRITON_INTERPRET": "1"}, parallel="loadfile"
     ),

@@ -38,6 +38,7 @@ _LIBRARY = torch.library.Library("effnet_fast", "DEF")
 _MODULES = {
     "cuda": "effnet_fast.ops.on_cuda",
     "triton": "effnet_fast.ops.on_triton",
+    "cpu": "effnet_fast.ops.on_cpu",
     "reference": "effnet_fast.reference",
 }
 

@@ -1,0 +1,154 @@
+// The arithmetic of training, once per instruction set: a table of functions on tiles.
+//
+// In memory a tile is [pixels][channels] in fp32 or bf16, its pixels `step` elements apart. What the
+// functions work on is blocked, [channels / 16][pixels][16] in fp32, `stride` floats from one block
+// of channels to the next. Parameters of channels are fp32; those with several values to a channel
+// are rows `row` floats apart. A null pointer is an absent operand. What is summed is added to what
+// is there.
+//
+// Included by translation units of every instruction set: it holds declarations only.
+#pragma once
+
+#include "cpu/kernels/kernels.h"
+
+namespace effnet_fast::cpu::training {
+
+enum class Type { f32, bf16 };
+
+struct Tile {
+    Type type;
+    int channels, pixels;
+    long row;
+    long stride;
+};
+
+// a = gate * factor * act(scale * x + shift).
+struct Load {
+    Tile tile;
+    const void* x;
+    long step;
+    const float* affine;  // scale, shift
+    Activation act;
+    const float* gate;
+    float factor;
+    float* a;
+    float* slope;  // act'(scale * x + shift)
+    float* sum;    // of a
+};
+
+// h = (g * gate * factor + dpool) * act'(scale * y + shift)
+// d = a * h + b * (y - mean) + c with coef = (a, b, mean, c), else h.
+struct LoadGradient {
+    Tile tile;
+    const void* g;
+    const void* y;
+    long g_step, y_step;
+    const float* affine;
+    Activation act;
+    const float* gate;
+    float factor;
+    const float* dpool;
+    const float* coef;
+    float* d;
+    const float* norm;  // mean, invstd: of the sums
+    float* sums;        // of h, of h * xhat
+};
+
+// y = act(scale * a + shift) + residual, rounded to the type in memory.
+struct Store {
+    Tile tile;
+    const float* a;
+    const float* affine;
+    Activation act;
+    const void* residual;
+    long residual_step;
+    void* y;     // null: only the sum is wanted
+    long step;
+    float* sum;  // of y before it is rounded
+};
+
+// Of g = d, the gradient of act(scale * x + shift):
+// g * act', act', g * act' * xhat, act' * xhat, g * act, each summed to its own row.
+struct FiveSums {
+    Tile tile;
+    const float* d;
+    const void* x;
+    long step;
+    const float* affine;
+    Activation act;
+    const float* norm;
+    float* sums;
+    long sums_row;
+};
+
+// d *= slope, in place; sums of d and of d * xhat.
+struct Undo {
+    Tile tile;
+    float* d;
+    const float* slope;
+    long slope_stride;
+    const void* x;
+    long step;
+    const float* norm;
+    float* sums;
+};
+
+// About `shift`: sums of a - shift and of its square.
+struct Moments {
+    Tile tile;
+    const float* a;
+    const float* shift;
+    float* sums;
+};
+
+// c[m][n] = sum over k of a[m][k] b[k][n]: a and c blocked, b in panels of 16 * panel_blocks
+// columns, [n / (16 * panel_blocks)][k][16 * panel_blocks], zeros beyond the last column.
+struct Multiply {
+    const float* a;
+    const float* b;
+    float* c;
+    long a_stride, c_stride;
+    int pixels, k, n;
+};
+
+// c[i][j] += sum over pixels of a[m][i] b[m][j]: a and b blocked. c has rows for a full block of i
+// and columns for full blocks of j.
+struct Outer {
+    const float* a;
+    const float* b;
+    float* c;
+    long a_stride, b_stride, c_row;
+    int pixels, rows, columns;
+};
+
+// out[j * out_step][16] = sum over rows r and taps t of weight[r][t][16] rows[r][j * stride + t][16].
+struct Correlate {
+    const float* const* rows;
+    const float* const* weights;  // one of `taps` for each row
+    float* out;
+    int row_count, taps, stride, width, out_step;
+};
+
+// dw[t][16] += sum over j of d[j][16] a[j * stride + t][16].
+struct Taps {
+    const float* a;
+    const float* d;
+    float* dw;
+    int taps, stride, width;
+};
+
+struct Kernels {
+    int panel_blocks;
+    void (*load)(const Load&);
+    void (*load_gradient)(const LoadGradient&);
+    void (*store)(const Store&);
+    void (*five_sums)(const FiveSums&);
+    void (*undo)(const Undo&);
+    void (*moments)(const Moments&);
+    void (*multiply)(const Multiply&);
+    void (*outer)(const Outer&);
+    void (*correlate)(const Correlate&);
+    void (*taps)(const Taps&);
+};
+
+}  // namespace effnet_fast::cpu::training

@@ -1,0 +1,139 @@
+// 1x1 convolutions, chunk by chunk in cache: an operand is rebuilt as it is loaded, multiplied, and
+// what follows is applied as the result is stored.
+#include "cpu/training/reduce.h"
+#include "cpu/training/work.h"
+
+namespace effnet_fast::cpu::training {
+namespace {
+
+// weight(k, n) in the panels of Multiply.
+template <class Weight>
+Floats pack(const Run& run, int k, int n, Weight weight) {
+    const int width = run.kernels.panel_blocks * kBlock, panels = (n + width - 1) / width;
+    Floats packed(size_t(panels) * k * width);
+    share(run, panels, [&](long panel, int) {
+        const int first = int(panel) * width, count = std::min(width, n - first);
+        float* to = packed.data() + panel * k * width;
+        for (int i = 0; i < k; ++i, to += width) {
+            for (int j = 0; j < count; ++j) to[j] = weight(i, first + j);
+        }
+    });
+    return packed;
+}
+
+Load load_operand(const Tile& tile, const Shape& shape, const Map& x, const Prologue& prologue, int n,
+                  long pixel, float* a) {
+    return {tile, at(x, shape, n, pixel), step_of(x, shape), prologue.affine, prologue.act,
+            row(prologue.gate, n, shape.c), 1.0f, a, nullptr, nullptr};
+}
+
+}  // namespace
+
+void pointwise(const Run& run, const PointwiseForward& p) {
+    const Shape &in = p.shape, out = {in.type, in.n, p.k, in.h, in.w};
+    const Chunks chunks(in, pixels_in_cache(padded(in.c) + padded(p.k)));
+    const long stride = long(chunks.most()) * kBlock;
+    const bool flat_in = is_flat(p.x, in), flat_out = is_flat(p.residual, out);
+    const Map y = dense(p.y, out);
+    expect_writes(p.y, out);
+    const Floats weight =
+        pack(run, in.c, p.k, [&](int c, int k) { return p.weight[long(k) * in.c + c]; });
+    Buffers operands(run, size_t(padded(in.c)) * chunks.most());
+    Buffers results(run, size_t(padded(p.k)) * chunks.most());
+    MomentParts moments(p.stats ? chunks.count() : 0, p.k);
+    Floats pooled(p.pooled ? in.n * chunks.parts() * p.k : 0);
+    share(run, chunks.count(), [&](long i, int worker) {
+        const Chunk chunk = chunks.at(i);
+        float *a = operands[worker], *result = results[worker];
+        for_segments(chunk, in, flat_in, [&](int n, long pixel, int count, int place) {
+            const Tile tile = {in.type, in.c, count, in.c, stride};
+            run.kernels.load(load_operand(tile, in, p.x, p.prologue, n, pixel, a + place * kBlock));
+        });
+        run.kernels.multiply({a, weight.data(), result, stride, stride, chunk.pixels(), in.c, p.k});
+        Tile tile = {out.type, p.k, chunk.pixels(), p.k, stride};
+        if (p.stats) moments.add(run.kernels, i, tile, 0, result, true);
+        for_segments(chunk, out, flat_out, [&](int n, long pixel, int count, int place) {
+            tile.pixels = count;
+            run.kernels.store({tile, result + place * kBlock, p.affine, p.act,
+                               at(p.residual, out, n, pixel), step_of(p.residual, out),
+                               const_cast<char*>(at(y, out, n, pixel)), step_of(y, out),
+                               p.pooled ? pooled.data() + chunks.slot(i, n) * p.k : nullptr});
+        });
+    });
+    if (p.stats) moments.merge(p.stats);
+    if (p.pooled) {
+        sum_parts_of_images(pooled.data(), in.n, chunks.parts(), p.k, p.k, 1.0 / double(in.pixels()),
+                            p.pooled);
+    }
+}
+
+void pointwise_bwd(const Run& run, const PointwiseBackward& p) {
+    const Shape &in = p.shape, out = {in.type, in.n, p.k, in.h, in.w};
+    const Chunks chunks(in, pixels_in_cache(padded(p.k) + (p.dx ? padded(in.c) : 0) +
+                                            (p.dw ? padded(in.c) : 0)));
+    const long stride = long(chunks.most()) * kBlock;
+    const bool flat = is_flat(p.x, in);
+    const Map g = dense(p.behind.g, out), y = dense(p.behind.y, out), dx = dense(p.dx, in),
+              residual = dense(p.residual, in);
+    expect_writes(p.dx, in);
+    const Floats weight = p.dx ? pack(run, p.k, in.c,
+                                      [&](int k, int c) { return p.weight[long(k) * in.c + c]; })
+                               : Floats();
+    Buffers gradients(run, size_t(padded(p.k)) * chunks.most());
+    Buffers inputs(run, p.dx ? size_t(padded(in.c)) * chunks.most() : 0);
+    Buffers operands(run, p.dw ? size_t(padded(in.c)) * chunks.most() : 0);
+    Buffers weights(run, p.dw ? size_t(padded(p.k)) * padded(in.c) : 0);
+    Floats sums(p.sums ? in.n * chunks.parts() * 5 * in.c : 0);
+    share(run, chunks.count(), [&](long i, int worker) {
+        const Chunk chunk = chunks.at(i);
+        const Behind& b = p.behind;
+        float* d = gradients[worker];
+        for_segments(chunk, out, true, [&](int n, long pixel, int count, int place) {
+            run.kernels.load_gradient(
+                {{out.type, p.k, count, p.k, stride}, at(g, out, n, pixel), at(y, out, n, pixel),
+                 step_of(g, out), step_of(y, out), b.affine, b.act, row(b.gate, n, p.k),
+                 b.drop ? b.drop[n] : 1.0f, row(b.dpool, n, p.k), b.coef, d + place * kBlock, nullptr,
+                 nullptr});
+        });
+        if (p.dx) {
+            float* da = inputs[worker];
+            run.kernels.multiply({d, weight.data(), da, stride, stride, chunk.pixels(), p.k, in.c});
+            for_segments(chunk, in, flat, [&](int n, long pixel, int count, int place) {
+                const Tile tile = {in.type, in.c, count, in.c, stride};
+                if (p.sums) {
+                    run.kernels.five_sums({tile, da + place * kBlock, at(p.x, in, n, pixel),
+                                           step_of(p.x, in), p.prologue.affine, p.prologue.act, p.norm,
+                                           sums.data() + chunks.slot(i, n) * 5 * in.c, in.c});
+                }
+                run.kernels.store({tile, da + place * kBlock, nullptr, Activation::identity,
+                                   at(residual, in, n, pixel), step_of(residual, in),
+                                   const_cast<char*>(at(dx, in, n, pixel)), step_of(dx, in), nullptr});
+            });
+        }
+        if (p.dw) {
+            float* a = operands[worker];
+            for_segments(chunk, in, flat, [&](int n, long pixel, int count, int place) {
+                const Tile tile = {in.type, in.c, count, in.c, stride};
+                run.kernels.load(load_operand(tile, in, p.x, p.prologue, n, pixel, a + place * kBlock));
+            });
+            run.kernels.outer({d, a, weights[worker], stride, stride, padded(in.c), chunk.pixels(),
+                               p.k, padded(in.c)});
+        }
+    });
+    if (p.sums) {
+        sum_parts_of_images(sums.data(), in.n, chunks.parts(), in.c, 5 * in.c, 1.0, p.sums);
+    }
+    if (p.dw) {
+        for (int k = 0; k < p.k; ++k) {
+            for (int c = 0; c < in.c; ++c) {
+                float total = 0.0f;
+                for (int worker = 0; worker < run.threads; ++worker) {
+                    total += weights[worker][long(k) * padded(in.c) + c];
+                }
+                p.dw[long(k) * in.c + c] = total;
+            }
+        }
+    }
+}
+
+}  // namespace effnet_fast::cpu::training
