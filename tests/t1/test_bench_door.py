@@ -71,7 +71,7 @@ def test_options_select_what_they_say() -> None:
 
 
 def test_a_contest_is_recorded_and_reported_as_it_was_taken(tmp_path: Path) -> None:
-    """Two labels of one op, from the samples through the record to pytest-benchmark's file."""
+    """Three labels of one op, from the samples through the record to pytest-benchmark's file."""
     table = tmp_path / "pytest-benchmark.json"
     said = run(
         "-m", "pytest", "bench/bench_ops.py", "--benchmark-only", "-q", "-k",
@@ -80,12 +80,12 @@ def test_a_contest_is_recorded_and_reported_as_it_was_taken(tmp_path: Path) -> N
     )  # fmt: skip
     (path,) = tmp_path.glob("*.jsonl")
     lines = {line["backend"]: line for line in read(path) if line["mode"] != "ceiling"}
-    assert lines.keys() == {"reference", "eager"}
+    assert lines.keys() == {"cpu", "reference", "eager"}
     copy, matmul = [*read(path)][:2]
     assert (copy["op"], matmul["op"], matmul["dtype"]) == ("copy", "matmul", "bfloat16")
     assert copy["environment"]["threads"] == 2  # OMP_NUM_THREADS is 1
     shown = json.loads(table.read_text())["benchmarks"]
-    assert len(shown) == 2
+    assert len(shown) == 3
     for benchmark in shown:
         line = lines[benchmark["params"]["label"]]
         assert benchmark["stats"]["rounds"] == 20
