@@ -69,8 +69,8 @@ void pointwise(const Run& run, const PointwiseForward& p) {
 
 void pointwise_bwd(const Run& run, const PointwiseBackward& p) {
     const Shape &in = p.shape, out = {in.type, in.n, p.k, in.h, in.w};
-    const Chunks chunks(in, pixels_in_cache(padded(p.k) + (p.dx ? padded(in.c) : 0) +
-                                            (p.dw ? padded(in.c) : 0)));
+    // Alike whatever is wanted, so that a gradient is the same with and without the other.
+    const Chunks chunks(in, pixels_in_cache(padded(p.k) + 2 * padded(in.c)));
     const long stride = long(chunks.most()) * kBlock;
     const bool flat = is_flat(p.x, in);
     const Map g = dense(p.behind.g, out), y = dense(p.behind.y, out), dx = dense(p.dx, in),

@@ -38,7 +38,9 @@ void load_tile(const training::Load& p) {
             } else if (a) {
                 for (int i = 0; i < p.tile.pixels; ++i) {
                     fetch_next(p.tile, x, p.step, i);
-                    store(a + i * kBlock, value_of<act>(lanes.get(x + i * p.step) * scale + shift) * gate);
+                    // As above to the bit: a weight gradient is the same with and without the input's.
+                    const Vec u = lanes.get(x + i * p.step) * scale + shift;
+                    store(a + i * kBlock, value_and_slope<act>(u).value * gate);
                 }
             } else {
                 for (int i = 0; i < p.tile.pixels; ++i) {
