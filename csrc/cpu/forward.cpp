@@ -143,8 +143,8 @@ private:
         if (i > 0 && !expand.out) {
             for (int b = 0; b < group.count; ++b) {
                 for (int y = top; y < bottom; ++y) {
-                    k_.widen(ring_row(p, b, y), in + ((group.first + b) * long(p.rows.in) + y) * width * kBlock,
-                             long(width) * kBlock);
+                    const long row = (group.first + b) * long(p.rows.in) + y;
+                    k_.widen(ring_row(p, b, y), in + row * width * kBlock, long(width) * kBlock);
                 }
             }
             return;

@@ -32,7 +32,8 @@ struct Plan {
     std::vector<BlockPlan> blocks;
     std::vector<int> dense;  // offsets of kPiece pixels side by side
     // Values of the largest of each.
-    size_t map = 0, depthwise = 0, ring = 0, zeros = 0, channels = 0, panel = 0, image_rows = 0, rows = 0;
+    size_t map = 0, depthwise = 0, ring = 0, zeros = 0, channels = 0, panel = 0;
+    size_t image_rows = 0, rows = 0;
 };
 
 Plan make_plan(const Network& network, int h, int w);

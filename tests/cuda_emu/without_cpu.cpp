@@ -4,5 +4,6 @@
 namespace effnet_fast {
 
 void register_cpu_engine(pybind11::module_&) {}
+void register_cpu_ops(pybind11::module_&) {}
 
 }  // namespace effnet_fast

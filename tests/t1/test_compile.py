@@ -55,8 +55,8 @@ def test_export() -> None:
     model = ef.efficientnet_b0(num_classes=7).eval()
     x = torch.randn(2, 3, 40, 33)
     program = torch.export.export(model, (x,))
-    with torch.no_grad():
-        assert torch.equal(program.module()(x), model(x))
+    # With gradients both, as it was exported: without, the head's mean is summed in another order.
+    assert torch.equal(program.module()(x), model(x))
     called = {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
     assert any("effnet_fast.depthwise" in name for name in called)
 

@@ -5,7 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -127,7 +127,7 @@ def pairs(values: st.SearchStrategy[int]) -> st.SearchStrategy[tuple[int, int]]:
     padding=st.sampled_from(["symmetric", "same"]), size=pairs(st.integers(1, 40)),
     image_channels=st.integers(1, 4), kernels=pairs(st.sampled_from([3, 5])),
     strides=pairs(st.sampled_from([1, 2])), expansion=st.integers(1, 6),
-    channels=st.tuples(*[st.integers(1, 70)] * 4), layers=st.integers(1, 2),
+    channels=st.tuples(*[st.integers(8, 70)] * 4), layers=st.integers(1, 2),
     squeeze=st.booleans(), activation=st.sampled_from(["silu", "relu6", "relu"]),
 )  # fmt: skip
 def test_short_networks(
@@ -136,7 +136,10 @@ def test_short_networks(
     kernels: tuple[int, int], strides: tuple[int, int], expansion: int,
     channels: tuple[int, int, int, int], layers: int, squeeze: bool, activation: str,
 ) -> None:  # fmt: skip
-    """Plans of any shape, of networks too short for errors to grow: maps of one pixel and up."""
+    """Plans of any shape, of networks too short for errors to grow: maps of one pixel and up.
+
+    Of fewer channels than eight the rounding of one weight would decide: those are below.
+    """
     torch.manual_seed(1)
     stem, middle, last, head = channels
     model = ef.EfficientNet(
@@ -153,9 +156,48 @@ def test_short_networks(
             ef.optimize_for_inference(model)
         return
     calibrate(model, torch.randn(32, image_channels, *size))
-    stock = Stock(model, torch.randn(8, image_channels, *size), dtype)
+    stock = Stock(model, torch.randn(32, image_channels, *size), dtype)
     engine = engine_of(stock.model, isa, threads)
     one_by_one = torch.cat([engine.forward_features(image[None]) for image in stock.x])
     stock.assert_like(features=one_by_one)
     assert torch.equal(engine(stock.x), engine(stock.x))
     stock.assert_like(logits=engine(stock.x))
+
+
+@settings(max_examples=120, derandomize=True, deadline=None)
+@given(
+    isa=st.sampled_from(ISAS), dtype=st.sampled_from(TYPES), threads=st.integers(1, 3),
+    padding=st.sampled_from(["symmetric", "same"]), size=pairs(st.integers(1, 20)),
+    image_channels=st.integers(1, 4), kernels=pairs(st.sampled_from([3, 5])),
+    strides=pairs(st.sampled_from([1, 2])), expansion=st.integers(1, 6),
+    channels=st.tuples(*[st.integers(1, 9)] * 4), layers=st.integers(1, 2),
+)  # fmt: skip
+def test_narrow_networks_to_the_bit(
+    isa: str, dtype: torch.dtype, threads: int, padding: str, size: tuple[int, int],
+    image_channels: int, kernels: tuple[int, int], strides: tuple[int, int], expansion: int,
+    channels: tuple[int, int, int, int], layers: int,
+) -> None:  # fmt: skip
+    """Of weights -1, 0 and 1 and maps of 0 to 6 every sum is an integer that bf16 holds."""
+    torch.manual_seed(1)
+    stem, middle, last, head = channels
+    assume(stem != middle or strides[0] == 2)  # no residual in the first block
+    model = ef.EfficientNet(
+        (
+            Stage(kernels[0], strides[0], 1, stem, middle, 1),
+            Stage(kernels[1], strides[1], expansion, middle, last, layers),
+        ),
+        stem_channels=stem, head_channels=head, dropout=0.0, num_classes=1,
+        in_channels=image_channels, activation="relu6", squeeze_excite=False,
+        padding=padding, backend="reference",
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.weight.copy_(torch.randint(-1, 2, module.weight.shape))
+            elif isinstance(module, torch.nn.BatchNorm2d):
+                module.eps = 0.0
+                module.bias.copy_(torch.randint(-1, 3, module.bias.shape))
+    x = torch.randint(-2, 3, (3, image_channels, *size)).float()
+    engine = engine_of(model.to(dtype), isa, threads)
+    with torch.no_grad():
+        assert torch.equal(engine.forward_features(x), model.float().forward_features(x))

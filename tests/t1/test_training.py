@@ -251,18 +251,18 @@ def _sync_worker(rank: int, path: str, state: dict[str, Tensor], x: Tensor, queu
 
 
 def test_sync_batch_norm_is_the_concatenated_batch(tmp_path: Any) -> None:
-    """Two gloo processes with 2 and 4 images against one process with all 6."""
+    """Two gloo processes with 8 and 4 images against one process with all 12."""
     whole = small(stochastic_depth_prob=0.0, dropout=0.0).train()
     calibrate(whole, torch.randn(8, 3, 40, 33))
     state = copy.deepcopy(whole.state_dict())
-    x = torch.randn(6, 3, 40, 33)
+    x = torch.randn(12, 3, 40, 33)
     context = mp.get_context("spawn")
     queue = context.Queue()
     workers = [
         context.Process(
             target=_sync_worker, args=(r, str(tmp_path / "store"), state, part, queue), daemon=True
         )
-        for r, part in enumerate((x[:2], x[2:]))
+        for r, part in enumerate((x[:8], x[8:]))
     ]
     for w in workers:
         w.start()
@@ -277,7 +277,7 @@ def test_sync_batch_norm_is_the_concatenated_batch(tmp_path: Any) -> None:
         y = model(x.to(next(model.parameters()).dtype))
         y.square().sum().backward()
         flat = torch.cat([p.grad.flatten() for p in model.parameters()])
-        results.append((y[:2].detach(), flat, dict(model.named_buffers())))
+        results.append((y[:8].detach(), flat, dict(model.named_buffers())))
     assert_within(torch.from_numpy(out), results[0][0], results[1][0], "output")
     assert_within(torch.from_numpy(grads), results[0][1], results[1][1], "gradients")
     for k in ("features.0.1.running_mean", "features.7.0.block.3.1.running_var"):

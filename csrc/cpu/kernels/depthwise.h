@@ -9,7 +9,8 @@ namespace effnet_fast::cpu::EFFNET_FAST_ISA {
 constexpr int kMaxPixels = 8;
 
 template <int kernel, int stride, int pixels, bool with_silu, typename T>
-EFFNET_FAST_INLINE void depthwise_tile(const Depthwise<T>& d, int y, int first, Vec (&total)[kPer]) {
+EFFNET_FAST_INLINE void depthwise_tile(const Depthwise<T>& d, int y, int first,
+                                       Vec (&total)[kPer]) {
     T* out = d.out + (long(y) * d.width + first) * kBlock;
     EFFNET_FAST_UNROLL for (int i = 0; i < kPer; ++i) {
         const int lane = i * kLanes;

@@ -124,7 +124,8 @@ void product_of(const Product<T, C>& p) {
     const int tiles = (p.pixels + kMaxRows[blocks] - 1) / kMaxRows[blocks];
     const int rows = p.pixels / tiles, higher = p.pixels % tiles;
     const Tile<T, C> tile = tile_of<kMaxRows[blocks], blocks, scattered, T, C>(rows);
-    const Tile<T, C> high = higher ? tile_of<kMaxRows[blocks], blocks, scattered, T, C>(rows + 1) : tile;
+    const Tile<T, C> high =
+        higher ? tile_of<kMaxRows[blocks], blocks, scattered, T, C>(rows + 1) : tile;
     const long step = long(p.k / 8) * kLinesAhead * 64;
     const char* next = reinterpret_cast<const char*>(p.next);
     for (int i = 0, first = 0; i < tiles; ++i, next += step) {
