@@ -104,7 +104,7 @@ class Judge:
 def contest(
     entrants: Sequence[Entrant], repeats: int, seconds: float = math.inf, title: str = ""
 ) -> list[Outcome]:
-    """Admit all, and time those that passed in turn, A B C A B C.
+    """Admit all, and time those that passed in turn, A B C A B C, on a CPU each after a call more.
 
     ``repeats`` rounds after one that does not count; fewer, but :data:`FEWEST` at least, where they
     take longer than ``seconds``. Entrants of one model have the same images. Raises
