@@ -35,11 +35,12 @@ def _machine(whose: tuple[str, int], found: list[Contest], lines: list[Line]) ->
     on_gpu = lines[0]["environment"]["cuda"] is not None
     yield f"**{device}**" + ("" if on_gpu else f", {threads} threads")
     files = {line["file"] for contest in found for line in contest}
-    modes: dict[tuple[str, bool], list[Contest]] = {}
+    modes: dict[tuple[str, bool, str], list[Contest]] = {}
     for contest in found:
         first = contest[0]
-        modes.setdefault((first["mode"], first["shape"][0] > 1), []).append(contest)
-    for (mode, several), own in sorted(modes.items()):
+        key = (first["mode"], first["shape"][0] > 1, first["dtype"])
+        modes.setdefault(key, []).append(contest)
+    for (mode, several, _), own in sorted(modes.items()):
         if mode != "latency":
             yield _models(mode, not several, sorted(own, key=_case))
     one_thread = any(contest[0]["mode"] == "latency" for contest in found) and not on_gpu

@@ -214,6 +214,15 @@ def test_the_section_is_written_between_the_markers(tmp_path: Path, path: Path) 
         readme.write(load([path]), file)
 
 
+def test_types_have_tables_of_their_own(tmp_path: Path, path: Path) -> None:
+    other = run(tmp_path, "20260102T000000Z", {"engine": 6.0, "openvino": 7.0})
+    other.write_text(other.read_text().replace('"float32"', '"bfloat16"'))
+    fp32, bf16 = readme.section(load([path, other])).split("batch 1, ")[2:0:-1]
+    assert (fp32.split(",")[0], bf16.split(",")[0]) == ("float32", "bfloat16")
+    assert row(fp32, "ours, engine") == ["ours, engine", "**10**"]
+    assert row(bf16, "ours, engine") == ["ours, engine", "**6**"]
+
+
 def _drawn(path: Path, folder: Path) -> list[str]:
     """The pictures of a record, less the device's name."""
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
