@@ -24,16 +24,21 @@ def section(lines: list[Line]) -> str:
         "_Written by `python -m bench.report --readme` from the records named; every result was "
         "checked before it was timed, the providers of a column in turn. Bold: the fastest._"
     ]
-    for whose in sorted({machine(line) for line in lines}):
+    machines = sorted({machine(line) for line in lines})
+    pictured = dict(machines)  # of a device's numbers of threads the greatest
+    for whose in machines:
         own = [line for line in lines if machine(line) == whose]
-        parts += _machine(whose, contests(own), own)
+        parts += _machine(whose, contests(own), own, pictured[whose[0]] == whose[1])
     return "\n\n".join(parts)
 
 
-def _machine(whose: tuple[str, int], found: list[Contest], lines: list[Line]) -> Iterable[str]:
+def _machine(
+    whose: tuple[str, int], found: list[Contest], lines: list[Line], pictured: bool
+) -> Iterable[str]:
     device, threads = whose
     on_gpu = lines[0]["environment"]["cuda"] is not None
-    yield f"**{device}**" + ("" if on_gpu else f", {threads} threads")
+    count = f", {threads} thread{'s' if threads > 1 else ''}"
+    yield f"**{device}**" + ("" if on_gpu else count)
     files = {line["file"] for contest in found for line in contest}
     modes: dict[tuple[str, bool, str], list[Contest]] = {}
     for contest in found:
@@ -54,7 +59,7 @@ def _machine(whose: tuple[str, int], found: list[Contest], lines: list[Line]) ->
         newest = max(ops, key=lambda line: str(line["environment"]["utc"]))["file"]
         files.add(newest)
         yield op_table([x for x in ops if x["file"] == newest], ceilings(lines, newest))
-    for name in PICTURED:
+    for name in PICTURED if pictured else ():
         if (picture := PICTURES / f"{slug(device)}-{name}.png").is_file():
             yield f"![{device}, {name}]({picture.relative_to(README.parent)})"
     for file in sorted(files):
