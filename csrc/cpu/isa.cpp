@@ -4,16 +4,6 @@
 
 namespace effnet_fast::cpu {
 
-// Each instruction set, and the one whose table for fp32 it takes.
-#if defined(__x86_64__)
-#define EFFNET_FAST_ISAS(X) \
-    X(sse42, sse42) X(avx2, avx2) X(avx512, avx512) X(avx512bf16, avx512)
-#elif defined(__aarch64__)
-#define EFFNET_FAST_ISAS(X) X(neon, neon)
-#else
-#define EFFNET_FAST_ISAS(X) X(scalar, scalar)
-#endif
-
 #define EFFNET_FAST_DECLARE(isa, fp32) \
     namespace isa { extern const Kernels<Bf16> bf16_kernels; } \
     namespace fp32 { extern const Kernels<float> fp32_kernels; }

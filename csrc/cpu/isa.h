@@ -13,19 +13,21 @@
 
 namespace effnet_fast::cpu {
 
-// In ascending order: a machine that runs one of x86-64's runs all before it.
-enum class Isa {
+// Each instruction set, and the one whose table for fp32 it takes. In ascending order: a machine that
+// runs one of x86-64's runs all before it. avx2 is with FMA; avx512 is F, BW, DQ and VL; avx512bf16
+// is that and AVX512_BF16, which adds nothing to fp32.
 #if defined(__x86_64__)
-    sse42,
-    avx2,    // with FMA
-    avx512,      // F, BW, DQ, VL
-    avx512bf16,  // and AVX512_BF16
+#define EFFNET_FAST_ISAS(X) \
+    X(sse42, sse42) X(avx2, avx2) X(avx512, avx512) X(avx512bf16, avx512)
 #elif defined(__aarch64__)
-    neon,
+#define EFFNET_FAST_ISAS(X) X(neon, neon)
 #else
-    scalar,
+#define EFFNET_FAST_ISAS(X) X(scalar, scalar)
 #endif
-};
+
+#define EFFNET_FAST_NAME(isa, fp32) isa,
+enum class Isa { EFFNET_FAST_ISAS(EFFNET_FAST_NAME) };
+#undef EFFNET_FAST_NAME
 
 const char* name(Isa isa);
 
