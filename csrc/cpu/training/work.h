@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/memory.h"
+#include "cpu/team.h"
 #include "cpu/training/ops.h"
 
 namespace effnet_fast::cpu::training {
@@ -103,11 +104,13 @@ void for_segments(const Chunk& chunk, const Shape& shape, bool flat, F f) {
 // f(item, worker) for all items, in ascending order for each worker.
 template <class F>
 void share(const Run& run, long items, F f) {
-#pragma omp parallel for num_threads(run.threads) schedule(static, 1) if (run.threads > 1 && items > 1)
-    for (int worker = 0; worker < run.threads; ++worker) {
-        const long end = items * (worker + 1) / run.threads;
-        for (long i = items * worker / run.threads; i < end; ++i) f(i, worker);
-    }
+    const auto work = [&](int tid, int team) {
+        for (int worker = tid; worker < run.threads; worker += team) {
+            const long end = items * (worker + 1) / run.threads;
+            for (long i = items * worker / run.threads; i < end; ++i) f(i, worker);
+        }
+    };
+    run.threads > 1 && items > 1 ? parallel(run.threads, work) : work(0, 1);
 }
 
 // A buffer of floats for each worker, zeros at first.
