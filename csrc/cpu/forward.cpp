@@ -1,5 +1,5 @@
 // A block is three steps with a barrier after the first and the last:
-//   expand and depthwise, by groups of 32 channels and, for maps of few groups, stripes of rows;
+//   expand and depthwise, by groups of two or three blocks and, where those are few, stripes of rows;
 //   the gate, which every thread computes for itself (0.5 % of the time, less than a barrier);
 //   project, by panels of output channels or by pixels.
 #include "cpu/forward.h"

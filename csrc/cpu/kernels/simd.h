@@ -80,13 +80,7 @@ EFFNET_FAST_INLINE Vec pairs(Vec low, Vec high) {
 }
 
 // Both give x where it is NaN: what min and max instructions do with their second operand.
-EFFNET_FAST_INLINE Vec at_least(Vec bound, Vec x) {
-#if defined(__AVX512F__)
-    return (Vec)_mm512_max_ps((__m512)bound, (__m512)x);
-#else
-    return bound > x ? bound : x;
-#endif
-}
+EFFNET_FAST_INLINE Vec at_least(Vec bound, Vec x) { return bound > x ? bound : x; }
 
 EFFNET_FAST_INLINE Vec at_most(Vec bound, Vec x) {
 #if defined(__AVX512F__)
