@@ -9,11 +9,12 @@ namespace effnet_fast::cpu {
 
 namespace {
 
-// Twos, and three at the end of an odd number: a tile of one block would wait for its operands.
+// Threes, twos at the end: a map is read once for each, from the third-level cache if it is large. A
+// tile of one block would wait for its operands.
 std::vector<Range> groups_of(int blocks) {
     std::vector<Range> groups;
     for (int first = 0; first < blocks;) {
-        const int left = blocks - first, count = left == 3 || left == 1 ? left : 2;
+        const int left = blocks - first, count = left == 2 || left == 4 ? 2 : std::min(left, 3);
         groups.push_back({first, count});
         first += count;
     }

@@ -7,6 +7,7 @@
 namespace effnet_fast::cpu::EFFNET_FAST_ISA {
 
 constexpr int kMaxPixels = 8;
+constexpr int kTilesAhead = 4;  // whose lines of the output are asked for: they may be in no cache
 
 template <int kernel, int stride, int pixels, bool with_silu, typename T>
 EFFNET_FAST_INLINE void depthwise_tile(const Depthwise<T>& d, int y, int first,
@@ -14,6 +15,9 @@ EFFNET_FAST_INLINE void depthwise_tile(const Depthwise<T>& d, int y, int first,
     T* out = d.out + (long(y) * d.width + first) * kBlock;
     EFFNET_FAST_UNROLL for (int i = 0; i < kPer; ++i) {
         const int lane = i * kLanes;
+        EFFNET_FAST_UNROLL for (int x = 0; x < pixels && i == 0; ++x) {
+            __builtin_prefetch(out + (kTilesAhead * pixels + x) * kBlock, 1);
+        }
         Vec acc[pixels];
         EFFNET_FAST_UNROLL for (int x = 0; x < pixels; ++x) acc[x] = load(d.bias + lane);
         EFFNET_FAST_UNROLL for (int ky = 0; ky < kernel; ++ky) {

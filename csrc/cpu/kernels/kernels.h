@@ -65,7 +65,7 @@ struct Depthwise {
 
 template <typename T>
 struct Kernels {
-    // Blocks of the panels that `b` is cut into: 1; or 2, the last of an odd number 3.
+    // Blocks of the panels that `b` is cut into: 1; or 2, for both twos and threes.
     int panel_blocks;
     void (*stem)(const StemRow&);
     void (*product)(const Product<T, float>&);  // c is no map
