@@ -174,7 +174,8 @@ private:
     const std::vector<Class> classes_;
     const Floats weight_;
     const Map g_, y_, dx_, residual_;
-    Floats dw_, sums_;
+    Floats dw_;
+    Sums sums_;
     std::vector<const float*> rows_, weights_;  // of each worker: arguments of a correlation
 };
 

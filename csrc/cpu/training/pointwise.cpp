@@ -27,6 +27,33 @@ Load load_operand(const Tile& tile, const Shape& shape, const Map& x, const Prol
             row(prologue.gate, n, shape.c), 1.0f, a, nullptr, nullptr};
 }
 
+// The weight gradient of one worker: chunks in fp32, and what they come to, by some thousand pixels,
+// in fp64.
+class WeightSums {
+public:
+    explicit WeightSums(size_t size) : sums_(size) {}
+    // Where to add so many pixels' outer products.
+    float* add(int pixels) {
+        if (pixels_ + pixels > kPixels && pixels_ > 0) {
+            total_.resize(sums_.size());
+            for (size_t i = 0; i < sums_.size(); ++i) total_[i] += sums_.data()[i];
+            std::fill_n(sums_.data(), sums_.size(), 0.0f);
+            pixels_ = 0;
+        }
+        pixels_ += pixels;
+        return sums_.data();
+    }
+    double operator[](size_t i) const {
+        return (total_.empty() ? 0.0 : total_[i]) + sums_.data()[i];
+    }
+
+private:
+    static constexpr int kPixels = 2048;
+    int pixels_ = 0;
+    Floats sums_;
+    Sums total_;
+};
+
 }  // namespace
 
 void pointwise(const Run& run, const PointwiseForward& p) {
@@ -41,7 +68,7 @@ void pointwise(const Run& run, const PointwiseForward& p) {
     Buffers operands(run, size_t(padded(in.c)) * chunks.most());
     Buffers results(run, size_t(padded(p.k)) * chunks.most());
     MomentParts moments(p.stats ? chunks.count() : 0, p.k);
-    Floats pooled(p.pooled ? in.n * chunks.parts() * p.k : 0);
+    Sums pooled(p.pooled ? in.n * chunks.parts() * p.k : 0);
     share(run, chunks.count(), [&](long i, int worker) {
         const Chunk chunk = chunks.at(i);
         float *a = operands[worker], *result = results[worker];
@@ -82,8 +109,11 @@ void pointwise_bwd(const Run& run, const PointwiseBackward& p) {
     Buffers gradients(run, size_t(padded(p.k)) * chunks.most());
     Buffers inputs(run, p.dx ? size_t(padded(in.c)) * chunks.most() : 0);
     Buffers operands(run, p.dw ? size_t(padded(in.c)) * chunks.most() : 0);
-    Buffers weights(run, p.dw ? size_t(padded(p.k)) * padded(in.c) : 0);
-    Floats sums(p.sums ? in.n * chunks.parts() * 5 * in.c : 0);
+    std::vector<WeightSums> weights;
+    for (int i = 0; p.dw && i < run.threads; ++i) {
+        weights.emplace_back(size_t(padded(p.k)) * padded(in.c));
+    }
+    Sums sums(p.sums ? in.n * chunks.parts() * 5 * in.c : 0);
     share(run, chunks.count(), [&](long i, int worker) {
         const Chunk chunk = chunks.at(i);
         const Behind& b = p.behind;
@@ -116,7 +146,7 @@ void pointwise_bwd(const Run& run, const PointwiseBackward& p) {
                 const Tile tile = {in.type, in.c, count, in.c, stride};
                 run.kernels.load(load_operand(tile, in, p.x, p.prologue, n, pixel, a + place * kBlock));
             });
-            run.kernels.outer({d, a, weights[worker], stride, stride, padded(in.c), chunk.pixels(),
+            run.kernels.outer({d, a, weights[worker].add(chunk.pixels()), stride, stride, padded(in.c), chunk.pixels(),
                                p.k, padded(in.c)});
         }
     });
@@ -126,11 +156,9 @@ void pointwise_bwd(const Run& run, const PointwiseBackward& p) {
     if (p.dw) {
         for (int k = 0; k < p.k; ++k) {
             for (int c = 0; c < in.c; ++c) {
-                float total = 0.0f;
-                for (int worker = 0; worker < run.threads; ++worker) {
-                    total += weights[worker][long(k) * padded(in.c) + c];
-                }
-                p.dw[long(k) * in.c + c] = total;
+                double total = 0.0;
+                for (const WeightSums& sums : weights) total += sums[size_t(k) * padded(in.c) + c];
+                p.dw[long(k) * in.c + c] = float(total);
             }
         }
     }

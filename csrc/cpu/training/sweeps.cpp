@@ -47,7 +47,7 @@ void bn_residual(const Run& run, const Shape& shape, const Map& x, const Prologu
 void bn_bwd_reduce(const Run& run, const Shape& shape, const Behind& behind, const Map& y,
                    const float* norm, float* sums) {
     const Chunks chunks(shape, pixels_in_cache(8 * padded(shape.c)));
-    Floats parts(chunks.count() * 2 * shape.c);
+    Sums parts(chunks.count() * 2 * shape.c);
     share(run, chunks.count(), [&](long i, int) {
         for_segments(chunks.at(i), shape, is_flat(y, shape), [&](int n, long pixel, int count, int) {
             LoadGradient load =
@@ -99,7 +99,7 @@ void moments(const Run& run, const Shape& shape, const Map& x, float* stats) {
 void se_pool(const Run& run, const Shape& shape, const Map& x, const Prologue& prologue,
              float* pooled) {
     const Chunks chunks(shape, pixels_in_cache(8 * padded(shape.c)));
-    Floats parts(shape.n * chunks.parts() * shape.c);
+    Sums parts(shape.n * chunks.parts() * shape.c);
     share(run, chunks.count(), [&](long i, int) {
         for_segments(chunks.at(i), shape, is_flat(x, shape), [&](int n, long pixel, int count, int) {
             run.kernels.load({tile_of(shape, chunks, count), at(x, shape, n, pixel),
@@ -116,7 +116,7 @@ void se_bwd_reduce(const Run& run, const Shape& shape, const void* g, const Map&
     const Chunks chunks(shape, pixels_in_cache(8 * padded(shape.c)));
     const Map from = dense(g, shape);
     Buffers buffers(run, buffer_floats(shape, chunks));
-    Floats parts(shape.n * chunks.parts() * 5 * shape.c);
+    Sums parts(shape.n * chunks.parts() * 5 * shape.c);
     share(run, chunks.count(), [&](long i, int worker) {
         for_segments(chunks.at(i), shape, is_flat(x, shape), [&](int n, long pixel, int count, int) {
             const Tile tile = tile_of(shape, chunks, count);

@@ -120,7 +120,6 @@ public:
         for (int i = 0; i < run.threads; ++i) all_.emplace_back(floats);
     }
     float* operator[](int worker) { return all_[worker].data(); }
-    size_t size() const { return all_.size(); }
 
 private:
     std::vector<Floats> all_;

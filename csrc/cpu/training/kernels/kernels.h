@@ -3,8 +3,8 @@
 // In memory a tile is [pixels][channels] in fp32 or bf16, its pixels `step` elements apart. What the
 // functions work on is blocked, [channels / 16][pixels][16] in fp32, `stride` floats from one block
 // of channels to the next. Parameters of channels are fp32; those with several values to a channel
-// are rows `row` floats apart. A null pointer is an absent operand. What is summed is added to what
-// is there.
+// are rows `row` values apart. A null pointer is an absent operand. What is summed is added to what
+// is there: over pixels in fp32 for a few, in fp64 beyond.
 //
 // Included by translation units of every instruction set: it holds declarations only.
 #pragma once
@@ -33,7 +33,7 @@ struct Load {
     float factor;
     float* a;
     float* slope;  // act'(scale * x + shift)
-    float* sum;    // of a
+    double* sum;   // of a, where neither it nor the slope is wanted
 };
 
 // h = (g * gate * factor + dpool) * act'(scale * y + shift)
@@ -51,7 +51,7 @@ struct LoadGradient {
     const float* coef;
     float* d;
     const float* norm;  // mean, invstd: of the sums
-    float* sums;        // of h, of h * xhat
+    double* sums;       // of h, of h * xhat
 };
 
 // y = act(scale * a + shift) + residual, rounded to the type in memory.
@@ -64,7 +64,7 @@ struct Store {
     long residual_step;
     void* y;     // null: only the sum is wanted
     long step;
-    float* sum;  // of y before it is rounded
+    double* sum;  // of y before it is rounded
 };
 
 // Of g = d, the gradient of act(scale * x + shift):
@@ -77,7 +77,7 @@ struct FiveSums {
     const float* affine;
     Activation act;
     const float* norm;
-    float* sums;
+    double* sums;
     long sums_row;
 };
 
@@ -90,7 +90,7 @@ struct Undo {
     const void* x;
     long step;
     const float* norm;
-    float* sums;
+    double* sums;
 };
 
 // About `shift`: sums of a - shift and of its square.
@@ -98,7 +98,7 @@ struct Moments {
     Tile tile;
     const float* a;
     const float* shift;
-    float* sums;
+    double* sums;
 };
 
 // c[m][n] = sum over k of a[m][k] b[k][n]: a and c blocked, b in panels of 16 * panel_blocks

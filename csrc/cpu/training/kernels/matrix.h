@@ -84,7 +84,7 @@ constexpr int kOuterRows = 2, kOuterBlocks = 1;  // 8 of 16
 #endif
 
 // So many pixels are summed by themselves.
-constexpr int kMostPixels = 128;
+constexpr int kMostPixels = 64;
 
 template <int blocks>
 void outer_tile(const training::Outer& p, const float* a, const float* b, float* c, int begin,
