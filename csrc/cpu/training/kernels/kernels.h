@@ -137,6 +137,26 @@ struct Taps {
     int taps, stride, width;
 };
 
+// c[i][j] += sum over k of w[i][k] v[k][j]: small matrices in fp32 as they lie in memory, v and c
+// by rows, w with any two strides.
+struct Combine {
+    const float* w;
+    long w_row, w_step;
+    const float* v;
+    long v_row;
+    float* c;
+    long c_row;
+    int rows, steps, columns;
+};
+
+// x = act(x), and act' of what it was.
+struct Activate {
+    Activation act;
+    float* x;
+    float* slope;
+    int count;
+};
+
 struct Kernels {
     int panel_blocks;
     void (*load)(const Load&);
@@ -149,6 +169,9 @@ struct Kernels {
     void (*outer)(const Outer&);
     void (*correlate)(const Correlate&);
     void (*taps)(const Taps&);
+    void (*combine)(const Combine&);
+    void (*activate)(const Activate&);
+    void (*sigmoid)(float* x, int count);
 };
 
 }  // namespace effnet_fast::cpu::training
