@@ -9,11 +9,12 @@ namespace {
 // weight(k, n) in the panels of Multiply.
 template <class Weight>
 Floats pack(const Run& run, int k, int n, Weight weight) {
-    const int width = run.kernels.panel_blocks * kBlock, panels = (n + width - 1) / width;
-    Floats packed(size_t(panels) * k * width);
+    const int widest = run.kernels.panel_blocks * kBlock, panels = (n + widest - 1) / widest;
+    Floats packed(size_t(padded(n)) * k);
     share(run, panels, [&](long panel, int) {
-        const int first = int(panel) * width, count = std::min(width, n - first);
-        float* to = packed.data() + panel * k * width;
+        const int first = int(panel) * widest, count = std::min(widest, n - first);
+        const int width = padded(count);
+        float* to = packed.data() + long(first) * k;
         for (int i = 0; i < k; ++i, to += width) {
             for (int j = 0; j < count; ++j) to[j] = weight(i, first + j);
         }

@@ -101,8 +101,8 @@ struct Moments {
     double* sums;
 };
 
-// c[m][n] = sum over k of a[m][k] b[k][n]: a and c blocked, b in panels of 16 * panel_blocks
-// columns, [n / (16 * panel_blocks)][k][16 * panel_blocks], zeros beyond the last column.
+// c[m][n] = sum over k of a[m][k] b[k][n]: a and c blocked, b in panels of `panel_blocks` blocks of
+// 16 columns, the last of as many as are left: [panel][k][16 * blocks], zeros beyond the last column.
 struct Multiply {
     const float* a;
     const float* b;
