@@ -134,7 +134,9 @@ void pointwise_bwd(const Run& run, const PointwiseBackward& p) {
                 if (p.sums) {
                     run.kernels.five_sums({tile, da + place * kBlock, at(p.x, in, n, pixel),
                                            step_of(p.x, in), p.prologue.affine, p.prologue.act, p.norm,
-                                           sums.data() + chunks.slot(i, n) * 5 * in.c, in.c});
+                                           sums.data() + chunks.slot(i, n) * 5 * in.c, in.c,
+                                           row(p.prologue.gate, n, in.c),
+                                           p.dw ? operands[worker] + place * kBlock : nullptr});
                 }
                 run.kernels.store({tile, da + place * kBlock, nullptr, Activation::identity,
                                    at(residual, in, n, pixel), step_of(residual, in),
@@ -144,6 +146,7 @@ void pointwise_bwd(const Run& run, const PointwiseBackward& p) {
         if (p.dw) {
             float* a = operands[worker];
             for_segments(chunk, in, flat, [&](int n, long pixel, int count, int place) {
+                if (p.sums) return;  // their pass has left it there
                 const Tile tile = {in.type, in.c, count, in.c, stride};
                 run.kernels.load(load_operand(tile, in, p.x, p.prologue, n, pixel, a + place * kBlock));
             });

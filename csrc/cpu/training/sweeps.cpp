@@ -125,7 +125,8 @@ void se_bwd_reduce(const Run& run, const Shape& shape, const void* g, const Map&
                               Activation::identity, nullptr, 1.0f, d, nullptr, nullptr});
             run.kernels.five_sums({tile, d, at(x, shape, n, pixel), step_of(x, shape),
                                    prologue.affine, prologue.act, norm,
-                                   parts.data() + chunks.slot(i, n) * 5 * shape.c, shape.c});
+                                   parts.data() + chunks.slot(i, n) * 5 * shape.c, shape.c, nullptr,
+                                   nullptr});
         });
     });
     sum_parts_of_images(parts.data(), shape.n, chunks.parts(), shape.c, 5 * shape.c, 1.0, sums);

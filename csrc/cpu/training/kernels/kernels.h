@@ -68,7 +68,8 @@ struct Store {
 };
 
 // Of g = d, the gradient of act(scale * x + shift):
-// g * act', act', g * act' * xhat, act' * xhat, g * act, each summed to its own row.
+// g * act', act', g * act' * xhat, act' * xhat, g * act, each summed to its own row; and, on the way,
+// a = gate * act, as Load gives it.
 struct FiveSums {
     Tile tile;
     const float* d;
@@ -79,6 +80,8 @@ struct FiveSums {
     const float* norm;
     double* sums;
     long sums_row;
+    const float* gate;
+    float* a;
 };
 
 // d *= slope, in place; sums of d and of d * xhat.

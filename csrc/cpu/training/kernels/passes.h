@@ -149,7 +149,9 @@ void five_sums_tile(const training::FiveSums& p) {
         constexpr Activation act = decltype(of)::value;
         for_channels(p.tile.channels, [&](int c, auto lanes) {
             const float* d = blocked(p.d, c, p.tile.stride);
+            float* operand = blocked(p.a, c, p.tile.stride);
             const T* x = static_cast<const T*>(p.x) + c;
+            const Vec gate = get_or(lanes, p.gate, c, 1.0f);
             const Vec scale = get_or(lanes, p.affine, c, 1.0f);
             const Vec shift = get_or(lanes, p.affine ? p.affine + row : nullptr, c, 0.0f);
             const Vec mean = get_or(lanes, p.norm, c, 0.0f);
@@ -159,8 +161,10 @@ void five_sums_tile(const training::FiveSums& p) {
             for_sums(p.tile.pixels, [&](int first, int end) {
                 Vec sum[5] = {};
                 for (int i = first; i < end; ++i) {
+                    fetch_next(p.tile, x, step, i);
                     const Vec value = lanes.get(x + i * step), g = load(d + i * kBlock);
                     const auto [a, slope] = value_and_slope<act>(value * scale + shift);
+                    if (operand) store(operand + i * kBlock, a * gate);
                     const Vec away = value - mean, gs = g * slope;
                     sum[0] += gs;
                     sum[1] += slope;
