@@ -9,13 +9,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/blocks.h"
 #include "cpu/memory.h"
 #include "cpu/team.h"
 #include "cpu/training/ops.h"
 
 namespace effnet_fast::cpu::training {
 
-inline int blocks_of(int channels) { return (channels + kBlock - 1) / kBlock; }
 inline int padded(int channels) { return blocks_of(channels) * kBlock; }
 inline size_t bytes_of(Type type) { return type == Type::f32 ? 4 : 2; }
 
