@@ -92,9 +92,9 @@ public:
     void bn_finalize(int c, Address stats, const VectorArgument& weight, const VectorArgument& bias,
                      const VectorArgument& running_mean, const VectorArgument& running_var,
                      long count, double momentum, double eps, Address affine, Address norm) {
-        training::bn_finalize({c, pointer(stats), vector(weight), vector(bias), vector(running_mean),
-                               vector(running_var), count, momentum, eps, pointer<float>(affine),
-                               pointer<float>(norm)});
+        training::bn_finalize({c, pointer(stats), vector(weight), vector(bias),
+                               vector(running_mean), vector(running_var), count, momentum, eps,
+                               pointer<float>(affine), pointer<float>(norm)});
     }
     void bn_bwd_coef(int c, Address sums, Address norm, const VectorArgument& weight, long count,
                      bool batch_stats, Address coef) {
@@ -102,9 +102,11 @@ public:
                               pointer<float>(coef));
     }
     void bn_residual(int threads, const ShapeArgument& s, const MapArgument& x,
-                     const PrologueArgument& p, Address drop, const MapArgument& residual, Address y) {
+                     const PrologueArgument& p, Address drop, const MapArgument& residual,
+                     Address y) {
         run(threads, [&, s = shape(s), p = prologue(p)](const training::Run& run) {
-            training::bn_residual(run, s, map(x), p, pointer(drop), map(residual), pointer<void>(y));
+            training::bn_residual(run, s, map(x), p, pointer(drop), map(residual),
+                                  pointer<void>(y));
         });
     }
     void bn_bwd_reduce(int threads, const ShapeArgument& s, const BehindArgument& b,
@@ -124,8 +126,8 @@ public:
             training::moments(run, s, map(x), pointer<float>(stats));
         });
     }
-    void se_pool(int threads, const ShapeArgument& s, const MapArgument& x, const PrologueArgument& p,
-                 Address pooled) {
+    void se_pool(int threads, const ShapeArgument& s, const MapArgument& x,
+                 const PrologueArgument& p, Address pooled) {
         run(threads, [&, s = shape(s), p = prologue(p)](const training::Run& run) {
             training::se_pool(run, s, map(x), p, pointer<float>(pooled));
         });
@@ -155,17 +157,17 @@ public:
         });
     }
     void pointwise(int threads, const ShapeArgument& s, int k, const MapArgument& x, Address weight,
-                   const PrologueArgument& p, const EpilogueArgument& e, const MapArgument& residual,
-                   Address y, Address stats, Address pooled) {
+                   const PrologueArgument& p, const EpilogueArgument& e,
+                   const MapArgument& residual, Address y, Address stats, Address pooled) {
         const training::PointwiseForward args = {
             shape(s), k, map(x), pointer(weight), prologue(p), pointer(std::get<0>(e)),
             activation(std::get<1>(e)), map(residual), pointer<void>(y), pointer<float>(stats),
             pointer<float>(pooled)};
         run(threads, [&](const training::Run& run) { training::pointwise(run, args); });
     }
-    void pointwise_bwd(int threads, const ShapeArgument& s, int k, const BehindArgument& b, Address y,
-                       const MapArgument& x, Address weight, const PrologueArgument& p, Address norm,
-                       Address residual, Address dx, Address dw, Address sums) {
+    void pointwise_bwd(int threads, const ShapeArgument& s, int k, const BehindArgument& b,
+                       Address y, const MapArgument& x, Address weight, const PrologueArgument& p,
+                       Address norm, Address residual, Address dx, Address dw, Address sums) {
         const training::PointwiseBackward args = {
             shape(s), k, behind(b, y), map(x), pointer(weight), prologue(p), pointer(norm),
             pointer<const void>(residual), pointer<void>(dx), pointer<float>(dw),
@@ -177,13 +179,13 @@ public:
                    Address pool, int pool_rows) {
         const training::DepthwiseForward args = {
             convolution(v), map(x), pointer(weight), prologue(p), pointer(std::get<0>(e)),
-            activation(std::get<1>(e)), pointer<void>(y), pointer<float>(stats), pointer<float>(pool),
-            pool_rows};
+            activation(std::get<1>(e)), pointer<void>(y), pointer<float>(stats),
+            pointer<float>(pool), pool_rows};
         run(threads, [&](const training::Run& run) { training::depthwise(run, args); });
     }
-    void depthwise_bwd(int threads, const ConvolutionArgument& v, const BehindArgument& b, Address y,
-                       const MapArgument& x, Address weight, const PrologueArgument& p, Address norm,
-                       Address residual, Address dx, Address dw, Address sums) {
+    void depthwise_bwd(int threads, const ConvolutionArgument& v, const BehindArgument& b,
+                       Address y, const MapArgument& x, Address weight, const PrologueArgument& p,
+                       Address norm, Address residual, Address dx, Address dw, Address sums) {
         const training::DepthwiseBackward args = {
             convolution(v), behind(b, y), map(x), pointer(weight), prologue(p), pointer(norm),
             pointer<const void>(residual), pointer<void>(dx), pointer<float>(dw),

@@ -217,7 +217,7 @@ MLPS = ((1, 1, 40, 6), (3, 1, 19, 3), (2, 2, 16, 4), (1, 7, 33, 1), (4, 17, 50, 
 
 def check_mlp(case: tuple[int, ...], act: str, dtype: torch.dtype) -> None:
     t, n, c, r = case
-    mlp = [torch.randn(r, c, 1, 1) / c**0.5, torch.randn(r), torch.randn(c, r, 1, 1), torch.randn(c)]
+    mlp = torch.randn(r, c, 1, 1) / c**0.5, torch.randn(r), torch.randn(c, r, 1, 1), torch.randn(c)
     weights = [v.to(dtype) for v in mlp]
     check("se_gate", (torch.randn(t, n, c), *weights, act, 3))
     sums, pooled = torch.randn(5, n, c), torch.randn(n, c)

@@ -35,8 +35,8 @@ double lerp(double from, double to, double weight) {
     return weight < 0.5 ? from + weight * (to - from) : to - (to - from) * (1.0 - weight);
 }
 
-void fold(int i, int c, double mean, double var, const Vector& weight, const Vector& bias, double eps,
-          float* affine, float* norm) {
+void fold(int i, int c, double mean, double var, const Vector& weight, const Vector& bias,
+          double eps, float* affine, float* norm) {
     const double invstd = 1.0 / std::sqrt(var + eps), scale = invstd * get(weight, i, 1.0);
     if (affine) {
         affine[i] = float(scale);

@@ -2,8 +2,8 @@
 // convolution.
 //
 // Activations are NHWC in memory, fp32 or bf16; parameters, sums and weights are fp32 and
-// contiguous. A null pointer is an absent operand or a result that is not wanted. A result that sums
-// over pixels or images is summed in parts that depend on the shape alone, but for the weight
+// contiguous. A null pointer is an absent operand or a result that is not wanted. A result that
+// sums over pixels or images is summed in parts that depend on the shape alone, but for the weight
 // gradients of pointwise_bwd, which depend on the number of threads too; each in a fixed order.
 #pragma once
 
@@ -38,7 +38,8 @@ struct Prologue {
     const float* gate;
 };
 
-// What lies behind the raw output y of an op, from g, the gradient behind all of it, on: dense maps.
+// What lies behind the raw output y of an op, from g, the gradient behind all of it, on: dense
+// maps.
 struct Behind {
     const void* g;
     const void* y;
@@ -92,7 +93,8 @@ struct Excitation {
     Activation act;
 };
 // pool [t,N,C], of which the sum over t divided by `count` is squeezed.
-void se_gate(const Run& run, const Excitation& e, const float* pool, int t, long count, float* gate);
+void se_gate(const Run& run, const Excitation& e, const float* pool, int t, long count,
+             float* gate);
 struct ExcitationGradients {
     float* dpool;  // [N,C]
     float* dw_reduce;

@@ -22,14 +22,14 @@ Floats pack(const Run& run, int k, int n, Weight weight) {
     return packed;
 }
 
-Load load_operand(const Tile& tile, const Shape& shape, const Map& x, const Prologue& prologue, int n,
-                  long pixel, float* a) {
+Load load_operand(const Tile& tile, const Shape& shape, const Map& x, const Prologue& prologue,
+                  int n, long pixel, float* a) {
     return {tile, at(x, shape, n, pixel), step_of(x, shape), prologue.affine, prologue.act,
             row(prologue.gate, n, shape.c), 1.0f, a, nullptr, nullptr};
 }
 
-// The weight gradient of one worker: chunks in fp32, and what they come to, by some thousand pixels,
-// in fp64.
+// The weight gradient of one worker: chunks in fp32, and what they come to, by some thousand
+// pixels, in fp64.
 class WeightSums {
 public:
     explicit WeightSums(size_t size) : sums_(size) {}
@@ -90,8 +90,8 @@ void pointwise(const Run& run, const PointwiseForward& p) {
     });
     if (p.stats) moments.merge(p.stats);
     if (p.pooled) {
-        sum_parts_of_images(pooled.data(), in.n, chunks.parts(), p.k, p.k, 1.0 / double(in.pixels()),
-                            p.pooled);
+        sum_parts_of_images(pooled.data(), in.n, chunks.parts(), p.k, p.k,
+                            1.0 / double(in.pixels()), p.pooled);
     }
 }
 
@@ -123,8 +123,8 @@ void pointwise_bwd(const Run& run, const PointwiseBackward& p) {
             run.kernels.load_gradient(
                 {{out.type, p.k, count, p.k, stride}, at(g, out, n, pixel), at(y, out, n, pixel),
                  step_of(g, out), step_of(y, out), b.affine, b.act, row(b.gate, n, p.k),
-                 b.drop ? b.drop[n] : 1.0f, row(b.dpool, n, p.k), b.coef, d + place * kBlock, nullptr,
-                 nullptr});
+                 b.drop ? b.drop[n] : 1.0f, row(b.dpool, n, p.k), b.coef, d + place * kBlock,
+                 nullptr, nullptr});
         });
         if (p.dx) {
             float* da = inputs[worker];
@@ -133,14 +133,15 @@ void pointwise_bwd(const Run& run, const PointwiseBackward& p) {
                 const Tile tile = {in.type, in.c, count, in.c, stride};
                 if (p.sums) {
                     run.kernels.five_sums({tile, da + place * kBlock, at(p.x, in, n, pixel),
-                                           step_of(p.x, in), p.prologue.affine, p.prologue.act, p.norm,
-                                           sums.data() + chunks.slot(i, n) * 5 * in.c, in.c,
+                                           step_of(p.x, in), p.prologue.affine, p.prologue.act,
+                                           p.norm, sums.data() + chunks.slot(i, n) * 5 * in.c, in.c,
                                            row(p.prologue.gate, n, in.c),
                                            p.dw ? operands[worker] + place * kBlock : nullptr});
                 }
                 run.kernels.store({tile, da + place * kBlock, nullptr, Activation::identity,
                                    at(residual, in, n, pixel), step_of(residual, in),
-                                   const_cast<char*>(at(dx, in, n, pixel)), step_of(dx, in), nullptr});
+                                   const_cast<char*>(at(dx, in, n, pixel)), step_of(dx, in),
+                                   nullptr});
             });
         }
         if (p.dw) {
@@ -148,10 +149,11 @@ void pointwise_bwd(const Run& run, const PointwiseBackward& p) {
             for_segments(chunk, in, flat, [&](int n, long pixel, int count, int place) {
                 if (p.sums) return;  // their pass has left it there
                 const Tile tile = {in.type, in.c, count, in.c, stride};
-                run.kernels.load(load_operand(tile, in, p.x, p.prologue, n, pixel, a + place * kBlock));
+                run.kernels.load(
+                    load_operand(tile, in, p.x, p.prologue, n, pixel, a + place * kBlock));
             });
-            run.kernels.outer({d, a, weights[worker].add(chunk.pixels()), stride, stride, padded(in.c), chunk.pixels(),
-                               p.k, padded(in.c)});
+            run.kernels.outer({d, a, weights[worker].add(chunk.pixels()), stride, stride,
+                               padded(in.c), chunk.pixels(), p.k, padded(in.c)});
         }
     });
     if (p.sums) {

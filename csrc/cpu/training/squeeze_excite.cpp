@@ -65,7 +65,8 @@ void se_gate(const Run& run, const Excitation& e, const float* pool, int t, long
     const Hidden hidden(run, e, squeezed.data());
     share_rows(run, e.c, long(e.r) * e.n, [&](long first, int rows) {
         float* z = logits.data() + first * e.n;
-        layer(run, e.w_expand, e.b_expand, hidden.value.data(), e.r, e.n, first, rows, logits.data());
+        layer(run, e.w_expand, e.b_expand, hidden.value.data(), e.r, e.n, first, rows,
+              logits.data());
         run.kernels.sigmoid(z, rows * e.n);
         for (int i = 0; i < rows; ++i) {
             for (int n = 0; n < e.n; ++n) gate[long(n) * e.c + first + i] = z[long(i) * e.n + n];

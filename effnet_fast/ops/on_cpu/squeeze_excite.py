@@ -35,10 +35,13 @@ def se_gate(
     t, n, c = pool.shape
     gate = pool.new_empty((n, c))
     pool = pool.contiguous()
-    mlp = [matrix(v) for v in (w_reduce, b_reduce, w_expand, b_expand)]
+    reduce, expand = matrix(w_reduce), matrix(w_expand)
+    reduce_bias, expand_bias = matrix(b_reduce), matrix(b_expand)
     native().se_gate(
         torch.get_num_threads(), (t, n, c, w_reduce.shape[0]), pool.data_ptr(), count,
-        (*[v.data_ptr() for v in mlp], ACTIVATIONS[act]), gate.data_ptr(),
+        (reduce.data_ptr(), reduce_bias.data_ptr(), expand.data_ptr(), expand_bias.data_ptr(),
+         ACTIVATIONS[act]),
+        gate.data_ptr(),
     )  # fmt: skip
     return gate
 

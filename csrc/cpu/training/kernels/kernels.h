@@ -1,10 +1,10 @@
 // The arithmetic of training, once per instruction set: a table of functions on tiles.
 //
-// In memory a tile is [pixels][channels] in fp32 or bf16, its pixels `step` elements apart. What the
-// functions work on is blocked, [channels / 16][pixels][16] in fp32, `stride` floats from one block
-// of channels to the next. Parameters of channels are fp32; those with several values to a channel
-// are rows `row` values apart. A null pointer is an absent operand. What is summed is added to what
-// is there: over pixels in fp32 for a few, in fp64 beyond.
+// In memory a tile is [pixels][channels] in fp32 or bf16, its pixels `step` elements apart. What
+// the functions work on is blocked, [channels / 16][pixels][16] in fp32, `stride` floats from one
+// block of channels to the next. Parameters of channels are fp32; those with several values to a
+// channel are rows `row` values apart. A null pointer is an absent operand. What is summed is added
+// to what is there: over pixels in fp32 for a few, in fp64 beyond.
 //
 // Included by translation units of every instruction set: it holds declarations only.
 #pragma once
@@ -68,8 +68,8 @@ struct Store {
 };
 
 // Of g = d, the gradient of act(scale * x + shift):
-// g * act', act', g * act' * xhat, act' * xhat, g * act, each summed to its own row; and, on the way,
-// a = gate * act, as Load gives it.
+// g * act', act', g * act' * xhat, act' * xhat, g * act, each summed to its own row; and, on the
+// way, a = gate * act, as Load gives it.
 struct FiveSums {
     Tile tile;
     const float* d;
@@ -105,7 +105,8 @@ struct Moments {
 };
 
 // c[m][n] = sum over k of a[m][k] b[k][n]: a and c blocked, b in panels of `panel_blocks` blocks of
-// 16 columns, the last of as many as are left: [panel][k][16 * blocks], zeros beyond the last column.
+// 16 columns, the last of as many as are left: [panel][k][16 * blocks], zeros beyond the last
+// column.
 struct Multiply {
     const float* a;
     const float* b;
@@ -124,7 +125,8 @@ struct Outer {
     int pixels, rows, columns;
 };
 
-// out[j * out_step][16] = sum over rows r and taps t of weight[r][t][16] rows[r][j * stride + t][16].
+// out[j * out_step][16] = sum over rows r and taps t of
+// weight[r][t][16] rows[r][j * stride + t][16].
 struct Correlate {
     const float* const* rows;
     const float* const* weights;  // one of `taps` for each row

@@ -122,7 +122,9 @@ EFFNET_FAST_INLINE void with_activation(Activation act, F f) {
 // f(an element of the type, the activation).
 template <class F>
 EFFNET_FAST_INLINE void with_types(training::Type type, Activation act, F f) {
-    with_activation(act, [&](auto of) { type == training::Type::f32 ? f(float{}, of) : f(Bf16{}, of); });
+    with_activation(act, [&](auto of) {
+        type == training::Type::f32 ? f(float{}, of) : f(Bf16{}, of);
+    });
 }
 
 template <Activation act>

@@ -20,13 +20,16 @@ void multiply_rows(const training::Multiply& p, const float* b, float* c, int fi
                    int end) {
     constexpr int vecs = blocks * kPer;
     Vec acc[rows][vecs] = {};
+    const auto a_of = [&](int k) {
+        return p.a + k / kBlock * p.a_stride + first * kBlock + k % kBlock;
+    };
     int k = begin;
     b += long(begin) * vecs * kLanes;
     for (; k + 8 <= end; k += 8, b += 8 * vecs * kLanes) {
-        multiply_add<rows, vecs, 8>(acc, p.a + k / kBlock * p.a_stride + first * kBlock + k % kBlock, b);
+        multiply_add<rows, vecs, 8>(acc, a_of(k), b);
     }
     for (; k < end; ++k, b += vecs * kLanes) {
-        multiply_add<rows, vecs, 1>(acc, p.a + k / kBlock * p.a_stride + first * kBlock + k % kBlock, b);
+        multiply_add<rows, vecs, 1>(acc, a_of(k), b);
     }
 #pragma GCC unroll 2
     for (int n = 0; n < blocks; ++n) {

@@ -42,14 +42,16 @@ void load_tile(const training::Load& p) {
             if (slope) {
                 for (int i = 0; i < p.tile.pixels; ++i) {
                     fetch_next(p.tile, x, step, i);
-                    const auto [value, s] = value_and_slope<act>(lanes.get(x + i * step) * scale + shift);
+                    const auto [value, s] =
+                        value_and_slope<act>(lanes.get(x + i * step) * scale + shift);
                     store(a + i * kBlock, value * gate);
                     store(slope + i * kBlock, s);
                 }
             } else if (a) {
                 for (int i = 0; i < p.tile.pixels; ++i) {
                     fetch_next(p.tile, x, step, i);
-                    // As above to the bit: a weight gradient is the same with and without the input's.
+                    // As above to the bit: a weight gradient is the same with and without the
+                    // input's.
                     const Vec u = lanes.get(x + i * step) * scale + shift;
                     store(a + i * kBlock, value_and_slope<act>(u).value * gate);
                 }
