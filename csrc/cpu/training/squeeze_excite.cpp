@@ -87,7 +87,7 @@ void se_gate_bwd(const Run& run, const Excitation& e, const float* sums, const f
     share_rows(run, e.n, 2L * c * r, [&](long first, int count) {
         const float* d_gate = sums + 4 * values;
         for (long i = first * c; i < (first + count) * c; ++i) {
-            d_logit.data()[i] = d_gate[i] * gate[i] * (1.0f - gate[i]);
+            d_logit.data()[i] = float(double(d_gate[i]) * gate[i] * (1.0 - gate[i]));
         }
         float* d_u = d_hidden.data() + first * r;
         run.kernels.combine(
@@ -116,8 +116,9 @@ void se_gate_bwd(const Run& run, const Excitation& e, const float* sums, const f
     for (long n = 0; n < e.n; ++n) {
         const float *g = gate + n * c, *d = out.dpool + n * c, *s = sums + n * c;
         for (int i = 0; i < c; ++i) {
-            total[i] += g[i] * s[i] + d[i] * s[values + i];
-            total[c + i] += g[i] * s[2 * values + i] + d[i] * s[3 * values + i];
+            const double by_gate = g[i], by_pool = d[i];
+            total[i] += by_gate * s[i] + by_pool * s[values + i];
+            total[c + i] += by_gate * s[2 * values + i] + by_pool * s[3 * values + i];
         }
     }
     std::copy(total.begin(), total.end(), out.bn_sums);

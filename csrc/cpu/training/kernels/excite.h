@@ -7,7 +7,7 @@ namespace effnet_fast::cpu::EFFNET_FAST_ISA {
 namespace {
 
 constexpr int kCombined = kLanes == 16 ? 8 : 4;  // rows whose sums are in registers
-constexpr int kSteps = 256;                      // that are summed by themselves
+constexpr int kSteps = 64;                       // that are summed by themselves
 
 template <int rows, int vecs, class Lanes>
 EFFNET_FAST_INLINE void combine_tile(const training::Combine& p, int i, int j, Lanes lanes) {
@@ -41,11 +41,13 @@ void combine_rows(const training::Combine& p, int i, int j, Lanes lanes) {
     if constexpr (rows > 1) combine_rows<rows / 2, vecs>(p, i, j, lanes);
 }
 
-EFFNET_FAST_INLINE float sum_of(Vec v) {
+EFFNET_FAST_INLINE double sum_of(Vec v) {
 #if defined(__AVX512F__)
-    return _mm512_reduce_add_ps((__m512)v);
+    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+    const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+    return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
 #else
-    float sum = 0.0f;
+    double sum = 0.0;
     for (int i = 0; i < kLanes; ++i) sum += v[i];
     return sum;
 #endif
@@ -62,7 +64,10 @@ EFFNET_FAST_INLINE void combine_column(const training::Combine& p, int i) {
             acc[m] += lanes.get(w + m * p.w_row + k) * x;
         }
     });
-    EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) p.c[(i + m) * p.c_row] += sum_of(acc[m]);
+    EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) {
+        float* c = p.c + (i + m) * p.c_row;
+        *c = float(*c + sum_of(acc[m]));
+    }
 }
 
 void combine(const training::Combine& p) {
@@ -91,9 +96,7 @@ void activate_all(const training::Activate& p) {
 
 void sigmoid_all(float* x, int count) {
     for_channels(count, [&](int i, auto lanes) {
-        // Of -infinity exp_of_minus makes NaN; from about here on the result is 0.
-        const Vec u = at_least(broadcast(-100.0f), lanes.get(x + i));
-        lanes.put(x + i, times_sigmoid(broadcast(1.0f), u));
+        lanes.put(x + i, times_sigmoid(broadcast(1.0f), lanes.get(x + i)));
     });
 }
 
