@@ -10,7 +10,7 @@ namespace effnet_fast::cpu::EFFNET_FAST_ISA {
 namespace {
 
 // So many pixels are summed in fp32.
-constexpr int kSummed = 32;
+constexpr int kSummed = 16;
 
 // f(first, end) for each so many of `pixels`.
 template <class F>
