@@ -1,5 +1,5 @@
-// effnet_fast._C: the only bridge between Python and the native code. No torch header: tensors cross
-// as pointers and sizes. Importing the module touches no driver.
+// effnet_fast._C: the only bridge between Python and the native code. No torch header: tensors
+// cross as pointers and sizes. Importing the module touches no driver.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -52,7 +52,8 @@ PYBIND11_MODULE(_C, m) {
     m.doc() = "Native part of effnet_fast.";
     m.def("cuda_built", [] { return kCudaBuilt; }, "Whether the CUDA kernels were compiled in.");
     m.def("cuda_archs", [] { return kCudaArchs; },
-          "Compute capabilities compiled for, as 10 * major + minor, ascending; empty without CUDA.");
+          "Compute capabilities compiled for, as 10 * major + minor, ascending; empty without "
+          "CUDA.");
     effnet_fast::register_cpu_engine(m);
     effnet_fast::register_cpu_ops(m);
 #ifdef EFFNET_FAST_CUDA_ARCHS

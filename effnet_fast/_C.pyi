@@ -22,8 +22,8 @@ class CpuEngine:
     def workspace_bytes(self, h: int, w: int, threads: int) -> int: ...
     def steps(self, h: int, w: int) -> list[tuple[str, str, float, float]]: ...
 
-# The ops of csrc/cpu/training/ops.h, called by effnet_fast.ops.on_cpu. The first int of each is the
-# number of threads; the others are addresses, 0 for an absent tensor, or codes (on_cpu/bridge.py).
+# The ops of csrc/cpu/training/ops.h, called by effnet_fast.ops.on_cpu. An int that is no size is an
+# address, 0 for an absent tensor, or a code (on_cpu/bridge.py); `threads` may share the work.
 _Map: TypeAlias = tuple[int, int, int, int]  # address; strides of N, H, W
 _Shape: TypeAlias = tuple[int, int, int, int, int]  # type, N, C, H, W
 _Prologue: TypeAlias = tuple[int, int, int]  # affine, activation, gate
@@ -32,9 +32,49 @@ _Behind: TypeAlias = tuple[int, int, int, int, int, int, int]
 # g, coef, affine, activation, gate, drop, dpool
 _Convolution: TypeAlias = tuple[_Shape, int, int, int, int, int, int]
 # P, Q, kernel, stride, top, left
+_Vector: TypeAlias = tuple[int, int, int]  # address, type, stride
+_Mlp: TypeAlias = tuple[int, int, int, int, int]  # both weights with their biases, activation
 
 class CpuOps:
     def __init__(self, isa: str) -> None: ...
+    def bn_fold(
+        self,
+        c: int,
+        weight: _Vector,
+        bias: _Vector,
+        mean: _Vector,
+        var: _Vector,
+        eps: float,
+        affine: int,
+        norm: int,
+        /,
+    ) -> None: ...
+    def bn_finalize(
+        self,
+        c: int,
+        stats: int,
+        weight: _Vector,
+        bias: _Vector,
+        running_mean: _Vector,
+        running_var: _Vector,
+        count: int,
+        momentum: float,
+        eps: float,
+        affine: int,
+        norm: int,
+        /,
+    ) -> None: ...
+    def bn_bwd_coef(
+        self,
+        c: int,
+        sums: int,
+        norm: int,
+        weight: _Vector,
+        count: int,
+        batch_stats: bool,
+        coef: int,
+        /,
+    ) -> None: ...
     def bn_residual(
         self,
         threads: int,
@@ -55,6 +95,28 @@ class CpuOps:
     def moments(self, threads: int, shape: _Shape, x: _Map, stats: int, /) -> None: ...
     def se_pool(
         self, threads: int, shape: _Shape, x: _Map, prologue: _Prologue, pooled: int, /
+    ) -> None: ...
+    def se_gate(
+        self,
+        threads: int,
+        tncr: tuple[int, int, int, int],
+        pool: int,
+        count: int,
+        mlp: _Mlp,
+        gate: int,
+        /,
+    ) -> None: ...
+    def se_gate_bwd(
+        self,
+        threads: int,
+        ncr: tuple[int, int, int],
+        hw: int,
+        sums: int,
+        gate: int,
+        pooled: int,
+        mlp: _Mlp,
+        results: Sequence[int],
+        /,
     ) -> None: ...
     def se_bwd_reduce(
         self,

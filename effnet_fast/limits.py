@@ -30,6 +30,8 @@ _CPU_TYPES = (torch.float32, torch.bfloat16)
 _CONVOLUTION = {"depthwise": (0, 1, 2, 3), "depthwise_bwd": (2, 3, 4, 5)}  # x, weight, stride, pads
 _SE_WEIGHTS = {"se_gate": (1, 3), "se_gate_bwd": (3, 5)}
 _ACCUMULATOR = {"bn_fold": 5}
+#: What csrc/cpu reads and writes in fp32 whatever the parameters' type.
+_CPU_SUMS = {"bn_finalize": (0,), "bn_bwd_coef": (0, 1), "se_gate": (0,), "se_gate_bwd": (0, 1, 2)}
 
 
 def tensors(args: tuple[Any, ...]) -> Iterator[Tensor]:
@@ -74,6 +76,9 @@ def _kernels(
 
 def cpu(op: str, args: tuple[Any, ...]) -> str | None:
     """The native CPU kernels: every op of the vocabulary, any kernel size and stride."""
+    for i in _CPU_SUMS.get(op, ()):
+        if i < len(args) and args[i].dtype == torch.bfloat16:
+            return f"{op} takes sums over a map in float32 in native CPU code, not {args[i].dtype}"
     return _kernels(op, args, "native CPU code", _CPU_TYPES)
 
 

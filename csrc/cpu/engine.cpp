@@ -184,14 +184,16 @@ std::vector<Step> Engine::steps(int h, int w) const {
         const BlockPlan& p = plan.blocks[i];
         const std::string name = "blocks." + std::to_string(i);
         const Conv& d = b.depthwise;
-        const double in = double(p.rows.in) * p.columns.in, out = double(p.rows.out) * p.columns.out;
+        const double in = double(p.rows.in) * p.columns.in;
+        const double out = double(p.rows.out) * p.columns.out;
         const double first = i == 0 ? double(s.network.stem.in) * s.network.stem.kernel *
                                           s.network.stem.kernel * s.network.stem.out
                                     : double(b.expand.in) * b.expand.out;
         const double taps = double(d.kernel) * d.kernel * d.out;
         add(name + (i == 0 ? ".stem+depthwise" : b.expand.out ? ".expand+depthwise" : ".depthwise"),
             std::to_string(d.out) + "x" + size(p.rows, p.columns, false) + " -> " +
-                size(p.rows, p.columns, true) + ", ring of " + std::to_string(p.ring_rows) + " rows",
+                size(p.rows, p.columns, true) + ", ring of " + std::to_string(p.ring_rows) +
+                    " rows",
             first * in + taps * out, i == 0 ? 0 : first, i == 0 ? first + taps : taps);
         const double squeeze = 2.0 * b.reduce.out * d.out;
         const double weights = double(b.project.in) * b.project.out;

@@ -1,5 +1,5 @@
-// Inference on a CPU: an EfficientNet whose batch norms are folded and whose weights are packed once
-// in the order in which they are read, with a static plan per size of image.
+// Inference on a CPU: an EfficientNet whose batch norms are folded and whose weights are packed
+// once in the order in which they are read, with a static plan per size of image.
 //
 //     const Engine engine(network, choose_isa(""));
 //     engine.run(input, threads, Result::logits, out);  // from as many threads as one likes

@@ -1,5 +1,6 @@
 // A block is three steps with a barrier after the first and the last:
-//   expand and depthwise, by groups of two or three blocks and, where those are few, stripes of rows;
+//   expand and depthwise, by groups of two or three blocks and, where those are few, stripes of
+//     rows;
 //   the gate, which every thread computes for itself (0.5 % of the time, less than a barrier);
 //   project, by panels of output channels or by pixels.
 #include "cpu/forward.h"
@@ -186,7 +187,8 @@ private:
 
     template <typename W>
     static bool in_group(const Panels<W>& w, Range group, const Panel* panel) {
-        return panel != w.panels.data() + w.panels.size() && panel->first < group.first + group.count;
+        return panel != w.panels.data() + w.panels.size() &&
+               panel->first < group.first + group.count;
     }
 
     // What is packed behind a panel is what is read after it.

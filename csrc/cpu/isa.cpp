@@ -69,7 +69,8 @@ Isa choose_isa(const std::string& wish) {
         if (wish == name(isa)) return isa;
         names += names.empty() ? name(isa) : std::string(", ") + name(isa);
     }
-    throw std::invalid_argument("unknown instruction set '" + wish + "'; this machine has " + names);
+    throw std::invalid_argument("unknown instruction set '" + wish + "'; this machine has " +
+                                names);
 }
 
 }  // namespace effnet_fast::cpu

@@ -13,9 +13,9 @@
 
 namespace effnet_fast::cpu {
 
-// Each instruction set, and the one whose table for fp32 it takes. In ascending order: a machine that
-// runs one of x86-64's runs all before it. avx2 is with FMA; avx512 is F, BW, DQ and VL; avx512bf16
-// is that and AVX512_BF16, which adds nothing to fp32.
+// Each instruction set, and the one whose table for fp32 it takes. In ascending order: a machine
+// that runs one of x86-64's runs all before it. avx2 is with FMA; avx512 is F, BW, DQ and VL;
+// avx512bf16 is that and AVX512_BF16, which adds nothing to fp32.
 #if defined(__x86_64__)
 #define EFFNET_FAST_ISAS(X) \
     X(sse42, sse42) X(avx2, avx2) X(avx512, avx512) X(avx512bf16, avx512)
@@ -34,8 +34,8 @@ const char* name(Isa isa);
 // Those that this machine runs, ascending. At least one.
 std::vector<Isa> available_isas();
 
-// The one called `wish`; the best available if it is empty. std::invalid_argument, with the names of
-// those there are, for any other.
+// The one called `wish`; the best available if it is empty. std::invalid_argument, with the names
+// of those there are, for any other.
 Isa choose_isa(const std::string& wish);
 
 const Kernels<float>& fp32_kernels(Isa isa);

@@ -34,14 +34,15 @@ void put(Bf16* to, float value) {
 const float* pack_rows(Arena& arena, const float* rows, int count, int c) {
     const int width = blocks_of(c) * kBlock;
     float* packed = arena.get<float>(size_t(count) * width);
-    for (int i = 0; i < count; ++i) std::copy_n(rows + size_t(i) * c, c, packed + size_t(i) * width);
+    for (int i = 0; i < count; ++i)
+        std::copy_n(rows + size_t(i) * c, c, packed + size_t(i) * width);
     return packed;
 }
 
 // weight [out][k], bias [out].
 template <typename T>
-Panels<T> pack_panels(Arena& arena, const std::vector<float>& weight, const std::vector<float>& bias,
-                      int out, int k, int panel_blocks) {
+Panels<T> pack_panels(Arena& arena, const std::vector<float>& weight,
+                      const std::vector<float>& bias, int out, int k, int panel_blocks) {
     constexpr int pair = Panels<T>::pair;
     Panels<T> p;
     p.k = k;
@@ -60,7 +61,8 @@ Panels<T> pack_panels(Arena& arena, const std::vector<float>& weight, const std:
         for (int n = 0; n < std::min(width, out - first); ++n) {
             const float* from = weight.data() + size_t(first + n) * k;
             T* to = packed + panel.offset + n * pair;
-            for (int i = 0; i < k; ++i) put(to + size_t(i / pair) * width * pair + i % pair, from[i]);
+            for (int i = 0; i < k; ++i)
+                put(to + size_t(i / pair) * width * pair + i % pair, from[i]);
         }
     }
     p.weight = packed;

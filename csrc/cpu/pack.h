@@ -4,12 +4,11 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/blocks.h"
 #include "cpu/engine.h"
 #include "cpu/memory.h"
 
 namespace effnet_fast::cpu {
-
-inline int blocks_of(int channels) { return (channels + kBlock - 1) / kBlock; }
 
 // Blocks that are multiplied, or expanded and convolved, together.
 struct Range {

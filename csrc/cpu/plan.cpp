@@ -56,7 +56,8 @@ Plan make_plan(const Network& n, int h, int w) {
         plan.depthwise = std::max(plan.depthwise, pixels * c);
         plan.map = std::max(plan.map, pixels * floats(b.project.out));
         plan.channels = std::max({plan.channels, c, floats(b.reduce.out)});
-        plan.rows = std::max(plan.rows, size_t(p.rows.out) * b.depthwise.stride + b.depthwise.kernel);
+        plan.rows =
+            std::max(plan.rows, size_t(p.rows.out) * b.depthwise.stride + b.depthwise.kernel);
         plan.zeros = std::max(plan.zeros, size_t(p.ring_width) * kBlock);
         plan.panel = std::max(plan.panel, size_t(b.project.in + 1) * kWidest * kBlock);
         plan.blocks.push_back(std::move(p));

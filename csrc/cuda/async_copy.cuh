@@ -1,9 +1,9 @@
 // Asynchronous copies from global to shared memory (cp.async, sm_80 and newer).
 //
-//     copy_async<16>(to_shared, from_global, inside);   // zeros where not inside: nothing is read
-//     commit_async();                                   // closes a group, which may be empty
-//     wait_async<1>();                                  // all of this thread's groups but the last 1
-//     __syncthreads();                                  // a thread's wait is for its own copies only
+//     copy_async<16>(to_shared, from_global, inside);  // zeros where not inside: nothing is read
+//     commit_async();                                  // closes a group, which may be empty
+//     wait_async<1>();                                 // all groups of this thread but the last 1
+//     __syncthreads();                                 // a thread's wait is for its own copies
 //
 // The emulator of the tests completes a copy only in the matching wait_async and poisons its target
 // until then, so that a missing wait shows.

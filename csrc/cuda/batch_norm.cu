@@ -33,7 +33,8 @@ __global__ void __launch_bounds__(kChannelThreads) bn_fold_kernel(const BnFoldAr
     fold.store(p.bn.eps, channel, p.c, p.affine, p.norm);
 }
 
-__global__ void __launch_bounds__(kChannelThreads) bn_finalize_kernel(const BnFinalizeArgs p, double unbiased) {
+__global__ void __launch_bounds__(kChannelThreads)
+    bn_finalize_kernel(const BnFinalizeArgs p, double unbiased) {
     const int channel = blockIdx.x * kChannelThreads + threadIdx.x;
     if (channel >= p.c) return;
     const bool running = p.count > 0 && p.running_mean.data != nullptr;
@@ -85,8 +86,8 @@ __global__ void __launch_bounds__(kSweepThreads, kForwardResident)
     const int c = thread.c;
     float scale[kCount], shift[kCount];
     load_parameters(p.affine, c, sweep.vectors, thread.channels, e.act.factor, 1.0f, scale);
-    load_parameters(p.affine == nullptr ? nullptr : p.affine + p.c, c, sweep.vectors, thread.channels,
-                    e.act.factor, 0.0f, shift);
+    load_parameters(p.affine == nullptr ? nullptr : p.affine + p.c, c, sweep.vectors,
+                    thread.channels, e.act.factor, 0.0f, shift);
     for_items(sweep, thread, [&](int n, int first, int end) {
         float weight[kCount];
         load_parameters(p.gate, int64_t(n) * p.c + c, sweep.vectors, thread.channels,
@@ -128,8 +129,8 @@ __global__ void __launch_bounds__(kSweepThreads, kBackwardResident)
     const int c = thread.c, channels = thread.channels;
     float scale[kCount], shift[kCount], mean[kCount];
     load_parameters(p.affine, c, sweep.vectors, channels, e.act.factor, 1.0f, scale);
-    load_parameters(p.affine == nullptr ? nullptr : p.affine + p.c, c, sweep.vectors, channels, e.act.factor, 0.0f,
-                    shift);
+    load_parameters(p.affine == nullptr ? nullptr : p.affine + p.c, c, sweep.vectors, channels,
+                    e.act.factor, 0.0f, shift);
     load_parameters(p.norm, c, sweep.vectors, channels, 1.0f, 0.0f, mean);
     float sums[2][kCount] = {};  // h, h * (y - mean)
     for_items(sweep, thread, [&](int n, int first, int end) {

@@ -1,5 +1,6 @@
 // Thread block clusters (sm_90 and newer): blocks that meet at a barrier of their own and read each
-// other's shared memory. Elsewhere a cluster is one block, so a kernel that takes any size runs too.
+// other's shared memory. Elsewhere a cluster is one block, so a kernel that takes any size runs
+// too.
 #pragma once
 
 #include "cuda/launch.h"
@@ -42,8 +43,8 @@ __device__ __forceinline__ void sync_cluster() {
 #endif
 }
 
-// Where `own`, in this block's dynamic shared memory, is in block `rank` of the cluster. It is there
-// until that block's last sync_cluster().
+// Where `own`, in this block's dynamic shared memory, is in block `rank` of the cluster. It is
+// there until that block's last sync_cluster().
 template <class T>
 __device__ __forceinline__ T* shared_of(T* own, int rank) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -4,12 +4,12 @@
 // A lane is (g, t) = (lane / 4, lane % 4). mma.m16n8k16 wants of A, 16 rows by 16 of the contracted
 // axis, from lane (g, t) rows g and g + 8 at positions 2 t, 2 t + 1 and 2 t + 8, 2 t + 9; of B, 8
 // columns, column g at those positions; and leaves of C rows g and g + 8 at columns 2 t, 2 t + 1.
-// A sum does not care in which order it is taken, nor do columns, so positions stand for channels as
-// suits memory: a lane loads channels 8 t ... 8 t + 7 of a chunk of 32 in one 16-byte word of four,
-// and words 0, 1 are its positions of one instruction, words 2, 3 of the next. Column n of tile j of
-// a chunk of outputs is channel 8 (n / 2) + 2 j + n % 2: a lane's eight sums of a row, over the
-// chunk's four tiles, are channels 8 t ... 8 t + 7 again, and leave in one 16-byte store. No
-// activation passes through shared memory, and no warp waits for another.
+// A sum does not care in which order it is taken, nor do columns, so positions stand for channels
+// as suits memory: a lane loads channels 8 t ... 8 t + 7 of a chunk of 32 in one 16-byte word of
+// four, and words 0, 1 are its positions of one instruction, words 2, 3 of the next. Column n of
+// tile j of a chunk of outputs is channel 8 (n / 2) + 2 j + n % 2: a lane's eight sums of a row,
+// over the chunk's four tiles, are channels 8 t ... 8 t + 7 again, and leave in one 16-byte store.
+// No activation passes through shared memory, and no warp waits for another.
 #pragma once
 
 #include "cuda/numeric.cuh"

@@ -118,7 +118,8 @@ struct TileRows {
 #pragma unroll
         for (int i = 0; i < 2 * kSteps; i++) {
             const bool inside = exists && 8 * i < count;
-            copy_async<kVectorBytes>(slot + i * kPieceBytes, x + 8 * i * p.x_step + channel, inside);
+            copy_async<kVectorBytes>(slot + i * kPieceBytes, x + 8 * i * p.x_step + channel,
+                                     inside);
             if constexpr (kPrologue == Prologue::kGradient) {
                 copy_async<kVectorBytes>(slot + (2 * kSteps + i) * kPieceBytes,
                                          g + 8 * i * int64_t(p.channels) + channel, inside);

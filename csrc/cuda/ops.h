@@ -110,8 +110,8 @@ cudaError_t depthwise_bwd(const DepthwiseBwdArgs& args, cudaStream_t stream);
 
 // ---------------------------------------------------------------- 1x1 convolution
 
-// Activations of a product: pixel i, counted through [N,H,W], is `step` elements behind pixel i - 1.
-// Null data: absent.
+// Activations of a product: pixel i, counted through [N,H,W], is `step` elements behind pixel
+// i - 1. Null data: absent.
 struct Pixels {
     const void* data;
     int64_t step;
@@ -144,9 +144,9 @@ struct PointwiseArgs {
 size_t pointwise_workspace(const PointwiseArgs& args);
 cudaError_t pointwise(const PointwiseArgs& args, cudaStream_t stream);
 
-// dx [N,HW,C], dw [K,C] fp32 and sums [5,N,C] are each null if not wanted; sums, for which in_affine
-// is given, come with dx and without residual_grad. g and y are dense, and y's batch norm has no
-// activation.
+// dx [N,HW,C], dw [K,C] fp32 and sums [5,N,C] are each null if not wanted; sums, for which
+// in_affine is given, come with dx and without residual_grad. g and y are dense, and y's batch norm
+// has no activation.
 struct PointwiseBwdArgs {
     PointwiseShape shape;
     const void* g;

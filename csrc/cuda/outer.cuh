@@ -1,7 +1,7 @@
 // The weight gradient of a product in registers: dw[k, c] += sum over rows of dy[row, k] a[row, c].
 //
-// The sum runs over rows, which in a fragment as loaded lie in different lanes; movmatrix turns each
-// 8 x 8 piece, so that a lane holds two rows of one channel. Position g of word i is channel
+// The sum runs over rows, which in a fragment as loaded lie in different lanes; movmatrix turns
+// each 8 x 8 piece, so that a lane holds two rows of one channel. Position g of word i is channel
 // channel_of(g, i).
 #pragma once
 

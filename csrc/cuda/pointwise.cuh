@@ -1,11 +1,11 @@
 // y = epilogue(prologue(x) w^T): a 1x1 convolution forward, or the input gradient of one.
 //
 // A block holds its outputs' weights in shared memory. Each warp takes tiles of 16 kSteps rows
-// (pixels) by 32 kGroups outputs, and goes through the contracted channels in chunks of 32, the next
-// ones' copies under way while one is multiplied, across tiles too (operand.cuh). Lanes keep their
-// channels from load to store (mma.cuh). Where there is one group or two, warps of a block differ in
-// their rows; else neighbouring warps take the same rows and other outputs. A block's tiles are
-// neighbours, so that what goes with an image stays in L1.
+// (pixels) by 32 kGroups outputs, and goes through the contracted channels in chunks of 32, the
+// next ones' copies under way while one is multiplied, across tiles too (operand.cuh). Lanes keep
+// their channels from load to store (mma.cuh). Where there is one group or two, warps of a block
+// differ in their rows; else neighbouring warps take the same rows and other outputs. A block's
+// tiles are neighbours, so that what goes with an image stays in L1.
 #pragma once
 
 #include <algorithm>
@@ -138,8 +138,8 @@ __global__ void __launch_bounds__(32 * kPointwiseWarps<kPrologue, kStats>, kPoin
     float* const out_shift = out_scale + p.columns;
     const int part = blockIdx.x / p.column_blocks;
     const int first_output = (blockIdx.x - part * p.column_blocks) * p.columns;
-    copy_weights<T, kGradient>(static_cast<const T*>(p.weight), p.outputs, p.in.channels, first_output,
-                               p.columns, shared);
+    copy_weights<T, kGradient>(static_cast<const T*>(p.weight), p.outputs, p.in.channels,
+                               first_output, p.columns, shared);
     for (int i = threadIdx.x; i < p.columns; i += blockDim.x) {
         float scale = 1.0f, shift = 0.0f;
         if (p.out_bn.mean.data != nullptr && first_output + i < p.outputs) {
@@ -155,9 +155,10 @@ __global__ void __launch_bounds__(32 * kPointwiseWarps<kPrologue, kStats>, kPoin
 
     const Lane lane;
     const int warp = threadIdx.x / 32, row_warp = warp / p.column_warps;
-    const int column = (warp - row_warp * p.column_warps) * kChunk * kGroups + kLaneChannels * lane.t;
-    const unsigned char* const weights =
-        shared + (column - kLaneChannels * lane.t) * pitch + kLaneChannels * lane.t * int(sizeof(T));
+    const int column =
+        (warp - row_warp * p.column_warps) * kChunk * kGroups + kLaneChannels * lane.t;
+    const unsigned char* const weights = shared + (column - kLaneChannels * lane.t) * pitch +
+                                         kLaneChannels * lane.t * int(sizeof(T));
     const int chunks = ceil_div(p.in.channels, kChunk);
     LaneMoments<kStats ? kGroups : 1> moments;
     const int64_t end = min((part + 1) * p.part_tiles, p.tiles);
@@ -168,7 +169,8 @@ __global__ void __launch_bounds__(32 * kPointwiseWarps<kPrologue, kStats>, kPoin
     int ahead_chunk = 0;
     const auto place = [&](TileRows<T, kPrologue>& to, int64_t at) {
         const int group = int(at / p.tiles_per_group);
-        to.place(p.in, group, p.rows, (at - group * p.tiles_per_group) * kTileRows, kTileRows, lane);
+        to.place(p.in, group, p.rows, (at - group * p.tiles_per_group) * kTileRows, kTileRows,
+                 lane);
     };
     const auto copy_next = [&] {
         if (ahead_tile < end) {
@@ -308,9 +310,10 @@ template <class T, Prologue kPrologue, bool kStats>
 cudaError_t launch_pointwise(const PointwiseParams& p, const PointwisePlan& plan,
                              cudaStream_t stream) {
     const dim3 grid(unsigned(p.column_blocks * p.parts)), block(plan.threads);
-    const auto kernel = plan.groups == 2  ? pointwise_kernel<T, kPrologue, kStats, 2, 1>
-                        : plan.steps == 1 ? pointwise_kernel<T, kPrologue, kStats, 1, 1>
-                                          : pointwise_kernel<T, kPrologue, kStats, 1, kStepsOfOne<kPrologue>>;
+    const auto kernel = plan.groups == 2 ? pointwise_kernel<T, kPrologue, kStats, 2, 1>
+                        : plan.steps == 1
+                            ? pointwise_kernel<T, kPrologue, kStats, 1, 1>
+                            : pointwise_kernel<T, kPrologue, kStats, 1, kStepsOfOne<kPrologue>>;
     return launch(kernel, grid, block, plan.shared, stream, p);
 }
 

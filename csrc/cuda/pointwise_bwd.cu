@@ -1,8 +1,9 @@
-// 1x1 convolution backward: which kernels form dx, dw and the sums, and in what they leave partials.
+// 1x1 convolution backward: which kernels form dx, dw and the sums, and in what they leave
+// partials.
 //
-// Behind a batch norm and an activation (a projection) project_bwd_kernel forms dx and the sums, and
-// dw too where a warp's registers hold it. Else dx is a product like the forward one, and dw has a
-// kernel of its own.
+// Behind a batch norm and an activation (a projection) project_bwd_kernel forms dx and the sums,
+// and dw too where a warp's registers hold it. Else dx is a product like the forward one, and dw
+// has a kernel of its own.
 #include <initializer_list>
 
 #include "cuda/pointwise.cuh"
@@ -34,7 +35,8 @@ bool make_plan(const PointwiseBwdArgs& args, Plan* plan) {
         s.dtype == DType::kFloat32 || !make_act(args.in_act, &a.act) || !whole_pixels(args.x)) {
         return false;
     }
-    for (const void* dense : {args.g, args.y, args.residual_grad, static_cast<const void*>(args.dx)}) {
+    for (const void* dense :
+         {args.g, args.y, args.residual_grad, static_cast<const void*>(args.dx)}) {
         if (reinterpret_cast<uintptr_t>(dense) % kVectorBytes != 0) return false;
     }
     const bool sums = args.sums != nullptr;

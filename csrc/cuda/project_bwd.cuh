@@ -2,9 +2,10 @@
 // five sums of se_bwd_reduce per image, and dw, in one pass over g, y and x.
 //
 // A warp takes 32 channels of x and strips of images in turn, 16 rows at a time: dx = dy w leaves
-// the tensor cores in the layout in which x came (mma.cuh), so that the sums are taken in registers,
-// and so is dw, of as many chunks of outputs as those hold. Two steps' rows are under way (Ring): a
-// step is a tile, or where dw is not formed one chunk of dy, x coming with a tile's last.
+// the tensor cores in the layout in which x came (mma.cuh), so that the sums are taken in
+// registers, and so is dw, of as many chunks of outputs as those hold. Two steps' rows are under
+// way (Ring): a step is a tile, or where dw is not formed one chunk of dy, x coming with a tile's
+// last.
 #pragma once
 
 #include <algorithm>
@@ -136,7 +137,8 @@ __global__ void __launch_bounds__(32 * project_warps(kChunksW), 2)
                     const uint32_t(&low)[4] = dy.x[0][0].words, (&high)[4] = dy.x[0][1].words;
 #pragma unroll
                     for (int j = 0; j < kTiles; j++) {
-                        const uint4 b = weight_words(weights + chunk * kChunk * 2, pitch, lane.g, j);
+                        const uint4 b =
+                            weight_words(weights + chunk * kChunk * 2, pitch, lane.g, j);
                         multiply_add<T>(acc[j], low[0], high[0], low[1], high[1], b.x, b.y);
                         multiply_add<T>(acc[j], low[2], high[2], low[3], high[3], b.z, b.w);
                     }

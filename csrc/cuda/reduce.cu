@@ -4,9 +4,9 @@
 namespace effnet_fast {
 namespace {
 
-// A block is columns x rows of threads: 32 columns, whose loads are a 128-byte line, or 8, a sector,
-// where there are few columns to fill the chip with. A thread has every rows-th term of a column and
-// waits for kBatch of them together.
+// A block is columns x rows of threads: 32 columns, whose loads are a 128-byte line, or 8, a
+// sector, where there are few columns to fill the chip with. A thread has every rows-th term of a
+// column and waits for kBatch of them together.
 constexpr int kThreads = 512;
 constexpr int kColumns = 32;
 constexpr int kFewColumns = 8;

@@ -28,8 +28,9 @@ struct Moments {
     float count, mean, m2;
 };
 
-// Moments of samples first, first + step, ... of `samples`, kTogether under way at a time. In fp64, about the first sample's mean:
-// that is as near to all their mean as an fp64 sum of squares needs by far.
+// Moments of samples first, first + step, ... of `samples`, kTogether under way at a time. In fp64,
+// about the first sample's mean: that is as near to all their mean as an fp64 sum of squares needs
+// by far.
 template <int kTogether = 1, class F>
 __device__ __forceinline__ Moments merge_moments(int samples, int first, int step, F sample) {
     double shift = 0.0, count = 0.0, sum = 0.0, squares = 0.0;

@@ -1,8 +1,9 @@
 // What the two directions of the squeeze-and-excitation MLP share.
 //
-// A cluster of blocks has kImages images; each block has a slice of their channels, so that a weight
-// is read once per cluster. Sums over channels are exchanged through shared memory. Products are on
-// the fp32 pipes: an image's vector times a matrix, for all images of the block with one read of it.
+// A cluster of blocks has kImages images; each block has a slice of their channels, so that a
+// weight is read once per cluster. Sums over channels are exchanged through shared memory. Products
+// are on the fp32 pipes: an image's vector times a matrix, for all images of the block with one
+// read of it.
 #pragma once
 
 #include "cuda/activation.cuh"
@@ -125,8 +126,9 @@ __device__ __forceinline__ SliceWeights<W> fetch_weights(const Mlp& m, const Mlp
 template <class W>
 constexpr int kChunkWords = kChunk * int(sizeof(W)) / 4;
 
-// Chunks of kRowsAtOnce rows `step` apart, as they lie in memory: of the first `rows` of them (may be
-// more), `count` weights each (none if not positive), and zeros. All loads are under way together.
+// Chunks of kRowsAtOnce rows `step` apart, as they lie in memory: of the first `rows` of them (may
+// be more), `count` weights each (none if not positive), and zeros. All loads are under way
+// together.
 template <class W>
 __device__ __forceinline__ void load_chunks(const W* p, int64_t step, Grain grain, int rows,
                                             int count,
@@ -216,8 +218,8 @@ __device__ __forceinline__ float sum_lanes(float (&v)[kCount], int lanes, int st
 }
 
 // out[row][image] += sum over columns of w[row][column] x[image][place(column)]. x has rows of
-// `stride`, a multiple of kChunk, with zeros behind the columns. All threads call it; their barriers
-// before and after are the caller's.
+// `stride`, a multiple of kChunk, with zeros behind the columns. All threads call it; their
+// barriers before and after are the caller's.
 template <int kImages, class W>
 __device__ __forceinline__ void multiply_rows(const W* w, int64_t pitch, Grain grain, int rows,
                                               int columns, const float* x, int stride,

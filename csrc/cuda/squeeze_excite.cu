@@ -131,7 +131,8 @@ bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kVectorByt
 
 size_t se_pool_workspace(const SePoolArgs& args) {
     Pass pass = {};
-    if (!prepare(args, true, kPoolResident, &pass) || args.n == 0 || pass.sweep.chunks == 1) return 0;
+    if (!prepare(args, true, kPoolResident, &pass) || args.n == 0 || pass.sweep.chunks == 1)
+        return 0;
     return size_t(pass.sweep.chunks) * args.n * args.c * sizeof(float);
 }
 
@@ -154,7 +155,8 @@ cudaError_t se_pool(const SePoolArgs& args, cudaStream_t stream) {
 
 size_t se_bwd_reduce_workspace(const SeBwdReduceArgs& args) {
     Pass pass = {};
-    if (!prepare(args, true, kReduceResident, &pass) || args.n == 0 || pass.sweep.chunks == 1) return 0;
+    if (!prepare(args, true, kReduceResident, &pass) || args.n == 0 || pass.sweep.chunks == 1)
+        return 0;
     return size_t(5) * pass.sweep.chunks * args.n * args.c * sizeof(float);
 }
 

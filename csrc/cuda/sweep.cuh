@@ -26,9 +26,9 @@ struct Sweep {
     bool vectors;    // every vector is aligned and whole
 };
 
-// `n` images of `pixels` pixels with `c` channels, in vectors of `vector` elements, for a kernel with
-// `resident` blocks per multiprocessor. `per_image`: it has a result for every image, so that more
-// than one item of an image takes a second launch.
+// `n` images of `pixels` pixels with `c` channels, in vectors of `vector` elements, for a kernel
+// with `resident` blocks per multiprocessor. `per_image`: it has a result for every image, so that
+// more than one item of an image takes a second launch.
 inline Sweep make_sweep(int n, int64_t pixels, int c, int vector, bool vectors, int resident,
                         bool per_image) {
     Sweep sweep = {};

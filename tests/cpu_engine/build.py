@@ -1,4 +1,4 @@
-"""Builds C++ programs of this folder with a copy of the engine's sources."""
+"""Builds C++ programs of this folder with a copy of the sources of csrc/cpu."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -33,21 +34,36 @@ def kernel_flags(isa: str, flags: list[str]) -> list[str]:
     return [*flags, f"-DEFFNET_FAST_ISA={isa}", "-fno-tree-vectorize", "-ffp-contract=fast"]
 
 
+@dataclass(frozen=True)
+class Part:
+    """A program, what of csrc/cpu it is linked with, and the kernels, by instruction sets."""
+
+    driver: str
+    sources: str
+    kernels: str
+    left_out: tuple[str, ...] = ()
+
+
+ENGINE = Part("driver.cpp", "*.cpp", "kernels/*.cpp")
+#: AVX2's table is left out for the time that it takes: between one of fewer lanes and one of more.
+OPS = Part("ops.cpp", "training/*.cpp", "training/kernels/*.cpp", ("avx2",))
+
+
 class Driver:
-    """driver.cpp and a copy of the engine's sources in ``folder``: to be edited and built again."""
+    """A program and a copy of its sources in ``folder``: to be edited and built again."""
 
     def __init__(
         self, folder: Path, flags: Sequence[str], cxx: str = "g++",
-        machine: str = platform.machine(),
+        machine: str = platform.machine(), part: Part = ENGINE,
     ) -> None:  # fmt: skip
         self.folder, self.cpu, self.program = folder, folder / "cpu", folder / "driver"
         shutil.copytree(CSRC / "cpu", self.cpu)
         self.common = [cxx, "-std=c++17", "-w", "-fopenmp", f"-I{folder}", *flags]
-        self.sources: list[tuple[Path, list[str]]] = [(HERE / "driver.cpp", [])]
-        self.sources += [(path, []) for path in sorted(self.cpu.glob("*.cpp"))]
+        self.sources: list[tuple[Path, list[str]]] = [(HERE / part.driver, [])]
+        self.sources += [(path, []) for path in sorted(self.cpu.glob(part.sources))]
         for isa, own in isas(machine).items():
-            for path in sorted((self.cpu / "kernels").glob("*.cpp")):
-                if (isa, path.name) != ("avx512bf16", "fp32.cpp"):
+            for path in sorted(self.cpu.glob(part.kernels)) if isa not in part.left_out else ():
+                if isa != "avx512bf16" or path.name == "bf16.cpp":
                     self.sources.append((path, kernel_flags(isa, own)))
         self.build([path.name for path, _ in self.sources])
 
@@ -65,11 +81,11 @@ class Driver:
         subprocess.run([*self.common, *objects, "-o", str(self.program)], check=True)
 
     def run(
-        self, networks: int, command: Sequence[str] = (), **options: str
+        self, count: int, command: Sequence[str] = (), **options: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run it on ``networks``; their logits are in ``folder / "logits"`` afterwards."""
+        """Run it on so many networks, whose logits are in ``folder / "logits"`` then, or shapes."""
         return subprocess.run(
-            [*command, str(self.program), "0", str(networks), str(self.folder / "logits")],
+            [*command, str(self.program), "0", str(count), str(self.folder / "logits")],
             # Three threads, perhaps on two cores.
             env=os.environ | options | {"OMP_WAIT_POLICY": "passive"},
             capture_output=True, text=True,

@@ -111,7 +111,9 @@ static void squeeze_excite(const float* mean, const float* reduce, const float* 
             for (int j = 0; j < squeezed; ++j) {
                 const float* w = widen + long(j) * width + c;
                 const Vec z = broadcast(hidden[j]);
-                EFFNET_FAST_UNROLL for (int i = 0; i < step; ++i) acc[i] += load(w + i * kLanes) * z;
+                EFFNET_FAST_UNROLL for (int i = 0; i < step; ++i) {
+                    acc[i] += load(w + i * kLanes) * z;
+                }
             }
         } else {
             for (int j = 0; j < squeezed; ++j) {

@@ -42,8 +42,8 @@ EFFNET_FAST_INLINE void depthwise_tile(const Depthwise<T>& d, int y, int first,
     }
 }
 
-// `tiles` of a row from pixel `first` on. The sum of a row first, so that errors grow with the square
-// root of rows + columns.
+// `tiles` of a row from pixel `first` on. The sum of a row first, so that errors grow with the
+// square root of rows + columns.
 template <int kernel, int stride, int pixels, bool with_silu, typename T>
 void depthwise_tiles(const Depthwise<T>& d, int first, int tiles) {
     for (int y = 0; y < d.count; ++y) {

@@ -19,8 +19,8 @@ struct Bf16 {
 
 enum class Activation { identity, relu, relu6, silu };
 
-// c[m][n] = bias[n] + sum over k of a[k][m] b[k][n] (+ residual[m][n]), for `pixels` values of m and
-// the 16 * blocks values of n that one panel of weights holds.
+// c[m][n] = bias[n] + sum over k of a[k][m] b[k][n] (+ residual[m][n]), for `pixels` values of m
+// and the 16 * blocks values of n that one panel of weights holds.
 template <typename T, typename C>
 struct Product {
     const T* a;          // pixel m, input channel k at a[k / 16 * a_stride + m * 16 + k % 16]
@@ -28,7 +28,7 @@ struct Product {
     const T* b;          // float: [k][16 * blocks]; Bf16: [k / 2][16 * blocks][2]
     int k;
     const float* bias;   // [16 * blocks]
-    C* c;                // block n at c + n * c_stride, pixel m of it at offset[m], or in a map m * 16
+    C* c;  // block n at c + n * c_stride, pixel m of it at offset[m], or in a map m * 16
     long c_stride;
     const int* offset;   // unless c is a map
     const C* residual;   // a map of c's layout, or null
@@ -71,8 +71,8 @@ struct Kernels {
     void (*product)(const Product<T, float>&);  // c is no map
     void (*product_to_map)(const Product<T, T>&);
     void (*depthwise)(const Depthwise<T>&);
-    // x = act(x) of `pixels` pixels at x + offset[i], in place; adds what it wrote to sum[16] unless
-    // null.
+    // x = act(x) of `pixels` pixels at x + offset[i], in place; adds what it wrote to sum[16]
+    // unless null.
     void (*activate)(float* x, const int* offset, int pixels, Activation act, float* sum);
     void (*widen)(float* out, const T* in, long count);  // count: a multiple of 16
     void (*narrow)(T* out, const float* in, long count);

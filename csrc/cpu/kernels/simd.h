@@ -117,8 +117,9 @@ alignas(64) static const float kPowers[32] = {
 // v = exp(-v), `count` times, for any v, NaN included; at most 2^-127 off where v > 88. Relative
 // error 2e-7 where |v| < 16; `rough`, for what is rounded to bfloat16: 6e-5.
 //
-// 2^n e^r with n a multiple of 1/32: a permutation of 32 powers takes three terms off the polynomial.
-// r is what n ln(2) leaves of -v, since log2(e) is rounded five times as far off as ln(2).
+// 2^n e^r with n a multiple of 1/32: a permutation of 32 powers takes three terms off the
+// polynomial. r is what n ln(2) leaves of -v, since log2(e) is rounded five times as far off as
+// ln(2).
 template <int count, bool rough = false>
 EFFNET_FAST_INLINE void exp_of_minus(Vec* v) {
     const Vec magic = broadcast(393216.0f);  // 1.5 * 2^18: adding it rounds to a multiple of 1/32
@@ -218,7 +219,8 @@ EFFNET_FAST_INLINE void activated(Vec* v) {
     } else {
         EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
             // torch's relu and relu6 keep NaN: so do comparisons that ask for the change.
-            if (act == Activation::relu || act == Activation::relu6) v[i] = v[i] < 0.0f ? Vec{} : v[i];
+            if (act == Activation::relu || act == Activation::relu6)
+                v[i] = v[i] < 0.0f ? Vec{} : v[i];
             if (act == Activation::relu6) v[i] = v[i] > 6.0f ? broadcast(6.0f) : v[i];
         }
     }

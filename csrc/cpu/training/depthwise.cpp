@@ -16,10 +16,6 @@ void depthwise(const Run& run, const DepthwiseForward& p) {
     const Map y = dense(p.y, out);
     expect_writes(p.y, out);
     MomentParts moments(p.stats ? in.n : 0, in.c);
-    if (p.pool) {
-        const long strips = (v.p + p.pool_rows - 1) / p.pool_rows;
-        std::fill_n(p.pool, strips * in.n * in.c, 0.0f);
-    }
     share(run, long(in.n) * groups.count(), [&](long item, int worker) {
         const int n = int(item / groups.count());
         const Group group = groups.at(int(item % groups.count()));
@@ -27,6 +23,7 @@ void depthwise(const Run& run, const DepthwiseForward& p) {
         const long offset = c0 * long(bytes_of(in.type)), stride = long(v.q) * kBlock;
         float* result = results[worker];
         std::vector<const float*> rows(k), weights(k);
+        Sums pool(p.pool ? channels : 0);
         for (int i = 0, loaded = 0; i < v.p; ++i) {
             const int top = i * v.stride - v.top;
             for (; loaded < std::min(top + k, in.h); ++loaded) {
@@ -46,10 +43,14 @@ void depthwise(const Run& run, const DepthwiseForward& p) {
             }
             const Tile tile = {out.type, channels, v.q, out.c, stride};
             if (p.stats) moments.add(run.kernels, n, tile, c0, result, i == 0);
-            float* sum = p.pool ? p.pool + (long(i / p.pool_rows) * in.n + n) * in.c + c0 : nullptr;
             run.kernels.store({tile, result, row(p.affine, c0, 1), p.act, nullptr, 0,
                                const_cast<char*>(at(y, out, n, long(i) * v.q)) + offset,
-                               step_of(y, out), sum});
+                               step_of(y, out), p.pool ? pool.data() : nullptr});
+            if (p.pool && (i % p.pool_rows == p.pool_rows - 1 || i == v.p - 1)) {
+                std::copy(pool.begin(), pool.end(),
+                          p.pool + (long(i / p.pool_rows) * in.n + n) * in.c + c0);
+                std::fill(pool.begin(), pool.end(), 0.0);
+            }
         }
     });
     if (p.stats) moments.merge(p.stats);

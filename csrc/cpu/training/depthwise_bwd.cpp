@@ -44,7 +44,8 @@ public:
           d_width_(k_ - 1 + std::max(v_.q, (in_.w - 1 + v_.left) / v_.stride + 1)),
           groups_(run, in_,
                   long((1 + undo_) * k_ * in_width_ + d_rows_ * d_width_ + in_.w) * kBlock),
-          a_(run, k_, groups_.most(), in_width_), slope_(run, undo_ ? k_ : 0, groups_.most(), in_width_),
+          a_(run, k_, groups_.most(), in_width_),
+          slope_(run, undo_ ? k_ : 0, groups_.most(), in_width_),
           d_(run, d_rows_, groups_.most(), d_width_), da_(run, 1, groups_.most(), in_.w),
           classes_(classes_of(v_, &order_)), weight_(pack_taps(p.weight, in_.c, order_)),
           g_(dense(p.behind.g, out_)), y_(dense(p.behind.y, out_)), dx_(dense(p.dx, in_)),
@@ -81,7 +82,8 @@ private:
         }
     }
 
-    const char* pixels(const Map& map, const Shape& shape, const Group& group, int n, int row) const {
+    const char* pixels(const Map& map, const Shape& shape, const Group& group, int n,
+                       int row) const {
         const char* first = at(map, shape, n, long(row) * shape.w);
         return first ? first + group.channel() * long(bytes_of(shape.type)) : nullptr;
     }
@@ -90,8 +92,8 @@ private:
         float* slope = undo_ ? slope_.row(worker, h) + v_.left * kBlock : nullptr;
         run_.kernels.load({{in_.type, group.channels(in_.c), in_.w, in_.c, a_.stride()},
                            pixels(p_.x, in_, group, n, h), step_of(p_.x, in_),
-                           row(p_.prologue.affine, group.channel(), 1), p_.prologue.act, nullptr, 1.0f,
-                           a_.row(worker, h) + v_.left * kBlock, slope, nullptr});
+                           row(p_.prologue.affine, group.channel(), 1), p_.prologue.act, nullptr,
+                           1.0f, a_.row(worker, h) + v_.left * kBlock, slope, nullptr});
     }
 
     void load_gradient(int n, const Group& group, int worker, int i) {
@@ -100,16 +102,18 @@ private:
         const float* gate = row(b.gate, n, in_.c);
         const float* dpool = row(b.dpool, n, in_.c);
         run_.kernels.load_gradient(
-            {{in_.type, group.channels(in_.c), v_.q, in_.c, d_.stride()}, pixels(g_, out_, group, n, i),
-             pixels(y_, out_, group, n, i), step_of(g_, out_), step_of(y_, out_), row(b.affine, c0, 1),
-             b.act, row(gate, c0, 1), 1.0f, row(dpool, c0, 1), row(b.coef, c0, 1),
+            {{in_.type, group.channels(in_.c), v_.q, in_.c, d_.stride()},
+             pixels(g_, out_, group, n, i), pixels(y_, out_, group, n, i), step_of(g_, out_),
+             step_of(y_, out_), row(b.affine, c0, 1), b.act, row(gate, c0, 1), 1.0f,
+             row(dpool, c0, 1), row(b.coef, c0, 1),
              d_.row(worker, i) + (k_ - 1) * kBlock, nullptr, nullptr});
     }
 
     void weight_gradient(int n, const Group& group, int worker, int i) {
         const int top = i * v_.stride - v_.top;
         for (int b = 0; b < group.blocks(); ++b) {
-            float* dw = dw_.data() + (long(n) * blocks_of(in_.c) + group.first + b) * k_ * k_ * kBlock;
+            const long block = long(n) * blocks_of(in_.c) + group.first + b;
+            float* dw = dw_.data() + block * k_ * k_ * kBlock;
             const float* d = d_.row(worker, i) + b * d_.stride() + (k_ - 1) * kBlock;
             for (int ky = std::max(0, -top); ky < std::min(k_, in_.h - top); ++ky) {
                 run_.kernels.taps({a_.row(worker, top + ky) + b * a_.stride(), d,
@@ -129,8 +133,8 @@ private:
                     const int i = (h + v_.top - ky) / v_.stride;
                     if (h + v_.top < ky || i >= v_.p) continue;
                     rows[count] = d_.row(worker, i) + b * d_.stride() + c.start * kBlock;
-                    weights[count++] =
-                        weight_.data() + ((long(group.first + b) * k_ + ky) * k_ + c.place) * kBlock;
+                    const long tap = (long(group.first + b) * k_ + ky) * k_ + c.place;
+                    weights[count++] = weight_.data() + tap * kBlock;
                 }
                 run_.kernels.correlate({rows, weights,
                                         da + b * da_.stride() + c.column * kBlock, count, c.taps, 1,
@@ -144,9 +148,10 @@ private:
                                pixels(p_.x, in_, group, n, h), step_of(p_.x, in_), p_.norm + c0,
                                sums_.data() + long(n) * 2 * in_.c + c0});
         }
-        run_.kernels.store({tile, da, nullptr, Activation::identity, pixels(residual_, in_, group, n, h),
-                            step_of(residual_, in_), const_cast<char*>(pixels(dx_, in_, group, n, h)),
-                            step_of(dx_, in_), nullptr});
+        run_.kernels.store({tile, da, nullptr, Activation::identity,
+                            pixels(residual_, in_, group, n, h), step_of(residual_, in_),
+                            const_cast<char*>(pixels(dx_, in_, group, n, h)), step_of(dx_, in_),
+                            nullptr});
     }
 
     // Parts [N][C / 16][k * k][16] -> dw [C][k * k].
@@ -174,7 +179,8 @@ private:
     const std::vector<Class> classes_;
     const Floats weight_;
     const Map g_, y_, dx_, residual_;
-    Floats dw_, sums_;
+    Floats dw_;
+    Sums sums_;
     std::vector<const float*> rows_, weights_;  // of each worker: arguments of a correlation
 };
 

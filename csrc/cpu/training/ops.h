@@ -1,9 +1,9 @@
-// The ops of training on a CPU: the vocabulary of effnet_fast/reference.py, less what is a matter of
-// a few channels or of one small matrix.
+// The ops of training on a CPU: the vocabulary of effnet_fast/reference.py, less the dense
+// convolution.
 //
 // Activations are NHWC in memory, fp32 or bf16; parameters, sums and weights are fp32 and
-// contiguous. A null pointer is an absent operand or a result that is not wanted. A result that sums
-// over pixels or images is summed in parts that depend on the shape alone, but for the weight
+// contiguous. A null pointer is an absent operand or a result that is not wanted. A result that
+// sums over pixels or images is summed in parts that depend on the shape alone, but for the weight
 // gradients of pointwise_bwd, which depend on the number of threads too; each in a fixed order.
 #pragma once
 
@@ -38,7 +38,8 @@ struct Prologue {
     const float* gate;
 };
 
-// What lies behind the raw output y of an op, from g, the gradient behind all of it, on: dense maps.
+// What lies behind the raw output y of an op, from g, the gradient behind all of it, on: dense
+// maps.
 struct Behind {
     const void* g;
     const void* y;
@@ -58,6 +59,53 @@ void bn_bwd_reduce(const Run& run, const Shape& shape, const Behind& behind, con
 void bn_residual_bwd(const Run& run, const Shape& shape, const Behind& behind, const Map& y,
                      void* dy);
 void moments(const Run& run, const Shape& shape, const Map& x, float* stats);
+// [C] fp32 or bf16 values, `stride` values apart; data null: absent.
+struct Vector {
+    void* data;
+    Type type;
+    long stride;
+};
+
+// affine = (scale, shift), norm = (mean, invstd), [2,C] each; either may be null.
+void bn_fold(int c, const Vector& weight, const Vector& bias, const Vector& mean, const Vector& var,
+             double eps, float* affine, float* norm);
+// stats [2,C]; the running statistics are updated where they lie.
+struct Finalize {
+    int c;
+    const float* stats;
+    Vector weight, bias, running_mean, running_var;
+    long count;
+    double momentum, eps;
+    float* affine;
+    float* norm;
+};
+void bn_finalize(const Finalize& p);
+void bn_bwd_coef(int c, const float* sums, const float* norm, const Vector& weight, long count,
+                 bool batch_stats, float* coef);
+
+// The MLP of N images' C channels: w_reduce [R,C], w_expand [C,R].
+struct Excitation {
+    int n, c, r;
+    const float* w_reduce;
+    const float* b_reduce;
+    const float* w_expand;
+    const float* b_expand;
+    Activation act;
+};
+// pool [t,N,C], of which the sum over t divided by `count` is squeezed.
+void se_gate(const Run& run, const Excitation& e, const float* pool, int t, long count,
+             float* gate);
+struct ExcitationGradients {
+    float* dpool;  // [N,C]
+    float* dw_reduce;
+    float* db_reduce;
+    float* dw_expand;
+    float* db_expand;
+    float* bn_sums;  // [2,C]
+};
+// sums [5,N,C].
+void se_gate_bwd(const Run& run, const Excitation& e, const float* sums, const float* gate,
+                 const float* pooled, long hw, const ExcitationGradients& out);
 void se_pool(const Run& run, const Shape& shape, const Map& x, const Prologue& prologue,
              float* pooled);
 void se_bwd_reduce(const Run& run, const Shape& shape, const void* g, const Map& x,

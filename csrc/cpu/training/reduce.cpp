@@ -2,15 +2,7 @@
 
 namespace effnet_fast::cpu::training {
 
-void sum_parts(const float* parts, long count, long length, double factor, float* out) {
-    std::vector<double> total(length, 0.0);
-    for (long i = 0; i < count; ++i) {
-        for (long l = 0; l < length; ++l) total[l] += parts[i * length + l];
-    }
-    for (long l = 0; l < length; ++l) out[l] = float(total[l] * factor);
-}
-
-void sum_parts_of_images(const float* parts, int n, long t, int c, int length, double factor,
+void sum_parts_of_images(const double* parts, int n, long t, int c, int length, double factor,
                          float* out) {
     std::vector<float> sums(length);
     const int rows = length / c;
@@ -24,16 +16,16 @@ void sum_parts_of_images(const float* parts, int n, long t, int c, int length, d
 
 void MomentParts::add(const Kernels& kernels, long i, const Tile& tile, int c0, const float* a,
                       bool first) {
-    float* shift = values_.data() + i * 3 * c_ + c0;
-    float* sums = shift + c_;
+    float* shift = shifts_.data() + i * c_ + c0;
+    double* sums = sums_.data() + i * 2 * c_ + c0;
     Tile rows = tile;
     rows.row = c_;
     if (first) {
         rows.pixels = std::min(tile.pixels, 16);
         kernels.moments({rows, a, nullptr, sums});
         for (int c = 0; c < tile.channels; ++c) {
-            shift[c] = sums[c] / float(rows.pixels);
-            sums[c] = sums[c_ + c] = 0.0f;
+            shift[c] = float(sums[c] / rows.pixels);
+            sums[c] = sums[c_ + c] = 0.0;
         }
         rows.pixels = tile.pixels;
     }
@@ -44,15 +36,16 @@ void MomentParts::add(const Kernels& kernels, long i, const Tile& tile, int c0, 
 // With the first part's shift s for all: the sums about it are those about a part's own, moved.
 void MomentParts::merge(float* stats) const {
     long count = 0;
-    std::vector<double> sum(c_, 0.0), squares(c_, 0.0);
-    const float* first = values_.data();
+    Sums sum(c_, 0.0), squares(c_, 0.0);
+    const float* first = shifts_.data();
     for (size_t i = 0; i < counts_.size(); ++i) {
-        const float* part = values_.data() + long(i) * 3 * c_;
+        const float* shift = first + long(i) * c_;
+        const double* sums = sums_.data() + long(i) * 2 * c_;
         count += counts_[i];
         for (int c = 0; c < c_; ++c) {
-            const double d = double(part[c]) - first[c], s = part[c_ + c];
+            const double d = double(shift[c]) - first[c], s = sums[c];
             sum[c] += s + d * counts_[i];
-            squares[c] += part[2 * c_ + c] + 2.0 * d * s + d * d * counts_[i];
+            squares[c] += sums[c_ + c] + 2.0 * d * s + d * d * counts_[i];
         }
     }
     for (int c = 0; c < c_; ++c) {

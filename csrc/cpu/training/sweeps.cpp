@@ -13,11 +13,11 @@ size_t buffer_floats(const Shape& shape, const Chunks& chunks) {
     return size_t(padded(shape.c)) * chunks.most();
 }
 
-LoadGradient load_gradient(const Tile& tile, const Shape& shape, const Behind& b, const Map& y, int n,
-                           long pixel) {
+LoadGradient load_gradient(const Tile& tile, const Shape& shape, const Behind& b, const Map& y,
+                           int n, long pixel) {
     const Map g = dense(b.g, shape);
-    return {tile, at(g, shape, n, pixel), at(y, shape, n, pixel), step_of(g, shape), step_of(y, shape),
-            b.affine, b.act, row(b.gate, n, shape.c), b.drop ? b.drop[n] : 1.0f,
+    return {tile, at(g, shape, n, pixel), at(y, shape, n, pixel), step_of(g, shape),
+            step_of(y, shape), b.affine, b.act, row(b.gate, n, shape.c), b.drop ? b.drop[n] : 1.0f,
             row(b.dpool, n, shape.c), b.coef, nullptr, nullptr, nullptr};
 }
 
@@ -35,11 +35,12 @@ void bn_residual(const Run& run, const Shape& shape, const Map& x, const Prologu
             const Tile tile = tile_of(shape, chunks, count);
             float* a = buffers[worker];
             run.kernels.load({tile, at(x, shape, n, pixel), step_of(x, shape), prologue.affine,
-                              prologue.act, row(prologue.gate, n, shape.c), drop ? drop[n] : 1.0f, a,
-                              nullptr, nullptr});
-            run.kernels.store({tile, a, nullptr, Activation::identity, at(residual, shape, n, pixel),
-                               step_of(residual, shape), const_cast<char*>(at(out, shape, n, pixel)),
-                               step_of(out, shape), nullptr});
+                              prologue.act, row(prologue.gate, n, shape.c), drop ? drop[n] : 1.0f,
+                              a, nullptr, nullptr});
+            run.kernels.store({tile, a, nullptr, Activation::identity,
+                               at(residual, shape, n, pixel), step_of(residual, shape),
+                               const_cast<char*>(at(out, shape, n, pixel)), step_of(out, shape),
+                               nullptr});
         });
     });
 }
@@ -47,9 +48,10 @@ void bn_residual(const Run& run, const Shape& shape, const Map& x, const Prologu
 void bn_bwd_reduce(const Run& run, const Shape& shape, const Behind& behind, const Map& y,
                    const float* norm, float* sums) {
     const Chunks chunks(shape, pixels_in_cache(8 * padded(shape.c)));
-    Floats parts(chunks.count() * 2 * shape.c);
+    const bool flat = is_flat(y, shape);
+    Sums parts(chunks.count() * 2 * shape.c);
     share(run, chunks.count(), [&](long i, int) {
-        for_segments(chunks.at(i), shape, is_flat(y, shape), [&](int n, long pixel, int count, int) {
+        for_segments(chunks.at(i), shape, flat, [&](int n, long pixel, int count, int) {
             LoadGradient load =
                 load_gradient(tile_of(shape, chunks, count), shape, behind, y, n, pixel);
             load.norm = norm;
@@ -63,11 +65,12 @@ void bn_bwd_reduce(const Run& run, const Shape& shape, const Behind& behind, con
 void bn_residual_bwd(const Run& run, const Shape& shape, const Behind& behind, const Map& y,
                      void* dy) {
     const Chunks chunks(shape, pixels_in_cache(8 * padded(shape.c)));
+    const bool flat = is_flat(y, shape);
     const Map out = dense(dy, shape);
     expect_writes(dy, shape);
     Buffers buffers(run, buffer_floats(shape, chunks));
     share(run, chunks.count(), [&](long i, int worker) {
-        for_segments(chunks.at(i), shape, is_flat(y, shape), [&](int n, long pixel, int count, int) {
+        for_segments(chunks.at(i), shape, flat, [&](int n, long pixel, int count, int) {
             const Tile tile = tile_of(shape, chunks, count);
             LoadGradient load = load_gradient(tile, shape, behind, y, n, pixel);
             load.d = buffers[worker];
@@ -81,12 +84,13 @@ void bn_residual_bwd(const Run& run, const Shape& shape, const Behind& behind, c
 
 void moments(const Run& run, const Shape& shape, const Map& x, float* stats) {
     const Chunks chunks(shape, pixels_in_cache(8 * padded(shape.c)));
+    const bool flat = is_flat(x, shape);
     Buffers buffers(run, buffer_floats(shape, chunks));
     MomentParts parts(chunks.count(), shape.c);
     share(run, chunks.count(), [&](long i, int worker) {
         const Chunk chunk = chunks.at(i);
         float* a = buffers[worker];
-        for_segments(chunk, shape, is_flat(x, shape), [&](int n, long pixel, int count, int place) {
+        for_segments(chunk, shape, flat, [&](int n, long pixel, int count, int place) {
             run.kernels.load({tile_of(shape, chunks, count), at(x, shape, n, pixel),
                               step_of(x, shape), nullptr, Activation::identity, nullptr, 1.0f,
                               a + place * kBlock, nullptr, nullptr});
@@ -99,12 +103,13 @@ void moments(const Run& run, const Shape& shape, const Map& x, float* stats) {
 void se_pool(const Run& run, const Shape& shape, const Map& x, const Prologue& prologue,
              float* pooled) {
     const Chunks chunks(shape, pixels_in_cache(8 * padded(shape.c)));
-    Floats parts(shape.n * chunks.parts() * shape.c);
+    const bool flat = is_flat(x, shape);
+    Sums parts(shape.n * chunks.parts() * shape.c);
     share(run, chunks.count(), [&](long i, int) {
-        for_segments(chunks.at(i), shape, is_flat(x, shape), [&](int n, long pixel, int count, int) {
+        for_segments(chunks.at(i), shape, flat, [&](int n, long pixel, int count, int) {
             run.kernels.load({tile_of(shape, chunks, count), at(x, shape, n, pixel),
-                              step_of(x, shape), prologue.affine, prologue.act, nullptr, 1.0f, nullptr,
-                              nullptr, parts.data() + chunks.slot(i, n) * shape.c});
+                              step_of(x, shape), prologue.affine, prologue.act, nullptr, 1.0f,
+                              nullptr, nullptr, parts.data() + chunks.slot(i, n) * shape.c});
         });
     });
     sum_parts_of_images(parts.data(), shape.n, chunks.parts(), shape.c, shape.c,
@@ -114,18 +119,20 @@ void se_pool(const Run& run, const Shape& shape, const Map& x, const Prologue& p
 void se_bwd_reduce(const Run& run, const Shape& shape, const void* g, const Map& x,
                    const Prologue& prologue, const float* norm, float* sums) {
     const Chunks chunks(shape, pixels_in_cache(8 * padded(shape.c)));
+    const bool flat = is_flat(x, shape);
     const Map from = dense(g, shape);
     Buffers buffers(run, buffer_floats(shape, chunks));
-    Floats parts(shape.n * chunks.parts() * 5 * shape.c);
+    Sums parts(shape.n * chunks.parts() * 5 * shape.c);
     share(run, chunks.count(), [&](long i, int worker) {
-        for_segments(chunks.at(i), shape, is_flat(x, shape), [&](int n, long pixel, int count, int) {
+        for_segments(chunks.at(i), shape, flat, [&](int n, long pixel, int count, int) {
             const Tile tile = tile_of(shape, chunks, count);
             float* d = buffers[worker];
             run.kernels.load({tile, at(from, shape, n, pixel), step_of(from, shape), nullptr,
                               Activation::identity, nullptr, 1.0f, d, nullptr, nullptr});
             run.kernels.five_sums({tile, d, at(x, shape, n, pixel), step_of(x, shape),
                                    prologue.affine, prologue.act, norm,
-                                   parts.data() + chunks.slot(i, n) * 5 * shape.c, shape.c});
+                                   parts.data() + chunks.slot(i, n) * 5 * shape.c, shape.c, nullptr,
+                                   nullptr});
         });
     });
     sum_parts_of_images(parts.data(), shape.n, chunks.parts(), shape.c, 5 * shape.c, 1.0, sums);

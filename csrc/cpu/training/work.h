@@ -9,13 +9,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/blocks.h"
 #include "cpu/memory.h"
 #include "cpu/team.h"
 #include "cpu/training/ops.h"
 
 namespace effnet_fast::cpu::training {
 
-inline int blocks_of(int channels) { return (channels + kBlock - 1) / kBlock; }
 inline int padded(int channels) { return blocks_of(channels) * kBlock; }
 inline size_t bytes_of(Type type) { return type == Type::f32 ? 4 : 2; }
 
@@ -35,11 +35,14 @@ public:
     }
     long count() const { return (n_ + images_ - 1) / images_ * parts_; }
     long parts() const { return parts_; }  // of an image
-    int most() const { return int(parts_ > 1 ? (pixels_ + parts_ - 1) / parts_ : images_ * pixels_); }
+    int most() const {
+        return int(parts_ > 1 ? (pixels_ + parts_ - 1) / parts_ : images_ * pixels_);
+    }
     Chunk at(long i) const {
         const int n = int(i / parts_) * images_;
         const long part = i % parts_;
-        return {n, std::min(n + images_, n_), pixels_ * part / parts_, pixels_ * (part + 1) / parts_};
+        return {n, std::min(n + images_, n_), pixels_ * part / parts_,
+                pixels_ * (part + 1) / parts_};
     }
     // Of all parts of all images.
     long slot(long i, int n) const { return n * parts_ + i % parts_; }
@@ -69,11 +72,12 @@ inline const char* at(const Map& map, const Shape& shape, int n, long pixel) {
 }
 
 inline Map dense(const void* data, const Shape& shape) {
-    return {static_cast<const char*>(data), shape.pixels() * shape.c, long(shape.w) * shape.c, shape.c};
+    return {static_cast<const char*>(data), shape.pixels() * shape.c, long(shape.w) * shape.c,
+            shape.c};
 }
 
-// Asks for pages of 2 MB under a large result that is about to be written: of 4 kB, mapping those of
-// a fresh activation takes longer than filling it. A hint: it may be ignored.
+// Asks for pages of 2 MB under a large result that is about to be written: of 4 kB, mapping those
+// of a fresh activation takes longer than filling it. A hint: it may be ignored.
 inline void expect_writes(const void* data, const Shape& shape) {
 #if defined(__linux__)
     constexpr uintptr_t kPage = 2 << 20;
@@ -120,7 +124,6 @@ public:
         for (int i = 0; i < run.threads; ++i) all_.emplace_back(floats);
     }
     float* operator[](int worker) { return all_[worker].data(); }
-    size_t size() const { return all_.size(); }
 
 private:
     std::vector<Floats> all_;

@@ -1,4 +1,4 @@
-"""Batch norm by csrc/cpu: its passes over a map."""
+"""Batch norm by csrc/cpu: its vectors of channels and its passes over a map."""
 
 from __future__ import annotations
 
@@ -12,8 +12,61 @@ from effnet_fast.ops.on_cpu.bridge import (
     native,
     prologue,
     strided,
+    vector,
 )
-from effnet_fast.ops.shapes import new_acc, new_like
+from effnet_fast.ops.shapes import new_acc, new_like, new_norm_pair
+
+
+def bn_fold(
+    weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float,
+    acc: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Mean and biased variance [C] -> (affine, norm), [2,C] in fp32."""
+    c = mean.shape[0]
+    affine, norm = new_norm_pair(mean, c, acc)
+    native().bn_fold(
+        c, vector(weight), vector(bias), vector(mean), vector(var), eps, affine.data_ptr(),
+        norm.data_ptr(),
+    )  # fmt: skip
+    return affine, norm
+
+
+def fold(out_bn: list[Tensor | None], eps: float) -> Tensor | None:
+    """The affine [2,C] of an epilogue's batch norm; None for an empty list."""
+    if not out_bn:
+        return None
+    weight, bias, mean, var = out_bn
+    assert mean is not None
+    assert var is not None
+    return bn_fold(weight, bias, mean, var, eps, torch.float32)[0]
+
+
+def bn_finalize(
+    stats: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
+    running_var: Tensor | None, count: int, momentum: float, eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """stats [2,C] -> (affine, norm); updates the running statistics."""
+    c = stats.shape[1]
+    affine, norm = new_norm_pair(stats, c, stats.dtype)
+    stats = stats.contiguous()
+    native().bn_finalize(
+        c, stats.data_ptr(), vector(weight), vector(bias), vector(running_mean),
+        vector(running_var), count, momentum, eps, affine.data_ptr(), norm.data_ptr(),
+    )  # fmt: skip
+    return affine, norm
+
+
+def bn_bwd_coef(
+    sums: Tensor, norm: Tensor, weight: Tensor | None, count: int, batch_stats: bool
+) -> Tensor:
+    """-> coef [4,C]."""
+    c = norm.shape[1]
+    coef = new_acc(norm, 4, c)
+    sums, norm = sums.contiguous(), norm.contiguous()
+    native().bn_bwd_coef(
+        c, sums.data_ptr(), norm.data_ptr(), vector(weight), count, batch_stats, coef.data_ptr()
+    )
+    return coef
 
 
 def bn_residual(

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from effnet_fast.reference import bn_fold
-
 if TYPE_CHECKING:
     from effnet_fast._C import CpuOps
 
@@ -21,8 +19,10 @@ ACTIVATIONS = {"identity": 0, "relu": 1, "relu6": 2, "silu": 3}
 Map = tuple[int, int, int, int]
 Prologue = tuple[int, int, int]
 Behind = tuple[int, int, int, int, int, int, int]
+Vector = tuple[int, int, int]
 
 ABSENT_MAP = (0, 0, 0, 0)
+ABSENT_VECTOR = (0, 0, 0)
 
 
 @cache
@@ -88,14 +88,9 @@ def behind(
     )  # fmt: skip
 
 
-def fold(out_bn: list[Tensor | None], eps: float) -> Tensor | None:
-    """The affine [2,C] of an epilogue's batch norm; None for an empty list."""
-    if not out_bn:
-        return None
-    weight, bias, mean, var = out_bn
-    assert mean is not None
-    assert var is not None
-    return bn_fold(weight, bias, mean, var, eps, torch.float32)[0]
+def vector(t: Tensor | None) -> Vector:
+    """Address, type and stride of a vector [C]."""
+    return ABSENT_VECTOR if t is None else (t.data_ptr(), DTYPES[t.dtype], t.stride(0))
 
 
 def matrix(weight: Tensor) -> Tensor:

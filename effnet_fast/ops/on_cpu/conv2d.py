@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from effnet_fast.ops.on_cpu.batch_norm import bn_residual, bn_residual_bwd
-from effnet_fast.ops.on_cpu.bridge import fold, map_shape, native, strided
+from effnet_fast.ops.on_cpu.batch_norm import bn_residual, bn_residual_bwd, fold
+from effnet_fast.ops.on_cpu.bridge import map_shape, native, strided
 from effnet_fast.ops.shapes import new_acc, new_like
 from effnet_fast.reference import Padding
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from effnet_fast.ops.on_cpu.batch_norm import fold
 from effnet_fast.ops.on_cpu.bridge import (
     ACTIVATIONS,
     address,
     behind,
     dense,
-    fold,
     map_shape,
     matrix,
     native,

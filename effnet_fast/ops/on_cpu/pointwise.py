@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from effnet_fast.ops.on_cpu.batch_norm import fold
 from effnet_fast.ops.on_cpu.bridge import (
     ABSENT_MAP,
     ACTIVATIONS,
     address,
     behind,
     dense,
-    fold,
     map_shape,
     matrix,
     native,

@@ -12,7 +12,8 @@ constexpr int kPixels = kLanes == 16 ? 8 : 4;  // whose sums are in registers
 // Taps and stride are compiled in for those that EfficientNet has; 0: any.
 template <int fixed_taps, int fixed_stride, int pixels>
 EFFNET_FAST_INLINE void correlate_tile(const training::Correlate& p, int first) {
-    const int taps = fixed_taps ? fixed_taps : p.taps, stride = fixed_stride ? fixed_stride : p.stride;
+    const int taps = fixed_taps ? fixed_taps : p.taps,
+              stride = fixed_stride ? fixed_stride : p.stride;
 #pragma GCC unroll 4
     for (int lane = 0; lane < kBlock; lane += kLanes) {
         Vec acc[pixels] = {};
@@ -36,12 +37,14 @@ EFFNET_FAST_INLINE void correlate_tile(const training::Correlate& p, int first) 
                 for (int t = 0; t < taps; ++t) {
                     const Vec w = load(weight + t * kBlock);
 #pragma GCC unroll 8
-                    for (int x = 0; x < pixels; ++x) acc[x] += w * load(row + (x * stride + t) * kBlock);
+                    for (int x = 0; x < pixels; ++x)
+                        acc[x] += w * load(row + (x * stride + t) * kBlock);
                 }
             }
         }
 #pragma GCC unroll 8
-        for (int x = 0; x < pixels; ++x) store(p.out + long(first + x) * p.out_step * kBlock + lane, acc[x]);
+        for (int x = 0; x < pixels; ++x)
+            store(p.out + long(first + x) * p.out_step * kBlock + lane, acc[x]);
     }
 }
 
@@ -100,7 +103,8 @@ void taps_row(const training::Taps& p) {
         for (; j < p.width; ++j) {
             const Vec g = load(d + j * kBlock);
 #pragma GCC unroll 5
-            for (int t = 0; t < fixed_taps; ++t) acc[0][t] += g * load(a + (long(j) * stride + t) * kBlock);
+            for (int t = 0; t < fixed_taps; ++t)
+                acc[0][t] += g * load(a + (long(j) * stride + t) * kBlock);
         }
 #pragma GCC unroll 5
         for (int t = 0; t < fixed_taps; ++t) {

@@ -1,10 +1,10 @@
 // The arithmetic of training, once per instruction set: a table of functions on tiles.
 //
-// In memory a tile is [pixels][channels] in fp32 or bf16, its pixels `step` elements apart. What the
-// functions work on is blocked, [channels / 16][pixels][16] in fp32, `stride` floats from one block
-// of channels to the next. Parameters of channels are fp32; those with several values to a channel
-// are rows `row` floats apart. A null pointer is an absent operand. What is summed is added to what
-// is there.
+// In memory a tile is [pixels][channels] in fp32 or bf16, its pixels `step` elements apart. What
+// the functions work on is blocked, [channels / 16][pixels][16] in fp32, `stride` floats from one
+// block of channels to the next. Parameters of channels are fp32; those with several values to a
+// channel are rows `row` values apart. A null pointer is an absent operand. What is summed is added
+// to what is there: over pixels in fp32 for a few, in fp64 beyond.
 //
 // Included by translation units of every instruction set: it holds declarations only.
 #pragma once
@@ -33,7 +33,7 @@ struct Load {
     float factor;
     float* a;
     float* slope;  // act'(scale * x + shift)
-    float* sum;    // of a
+    double* sum;   // of a, where neither it nor the slope is wanted
 };
 
 // h = (g * gate * factor + dpool) * act'(scale * y + shift)
@@ -51,7 +51,7 @@ struct LoadGradient {
     const float* coef;
     float* d;
     const float* norm;  // mean, invstd: of the sums
-    float* sums;        // of h, of h * xhat
+    double* sums;       // of h, of h * xhat
 };
 
 // y = act(scale * a + shift) + residual, rounded to the type in memory.
@@ -64,11 +64,12 @@ struct Store {
     long residual_step;
     void* y;     // null: only the sum is wanted
     long step;
-    float* sum;  // of y before it is rounded
+    double* sum;  // of y before it is rounded
 };
 
 // Of g = d, the gradient of act(scale * x + shift):
-// g * act', act', g * act' * xhat, act' * xhat, g * act, each summed to its own row.
+// g * act', act', g * act' * xhat, act' * xhat, g * act, each summed to its own row; and, on the
+// way, a = gate * act, as Load gives it.
 struct FiveSums {
     Tile tile;
     const float* d;
@@ -77,8 +78,10 @@ struct FiveSums {
     const float* affine;
     Activation act;
     const float* norm;
-    float* sums;
+    double* sums;
     long sums_row;
+    const float* gate;
+    float* a;
 };
 
 // d *= slope, in place; sums of d and of d * xhat.
@@ -90,7 +93,7 @@ struct Undo {
     const void* x;
     long step;
     const float* norm;
-    float* sums;
+    double* sums;
 };
 
 // About `shift`: sums of a - shift and of its square.
@@ -98,11 +101,12 @@ struct Moments {
     Tile tile;
     const float* a;
     const float* shift;
-    float* sums;
+    double* sums;
 };
 
-// c[m][n] = sum over k of a[m][k] b[k][n]: a and c blocked, b in panels of 16 * panel_blocks
-// columns, [n / (16 * panel_blocks)][k][16 * panel_blocks], zeros beyond the last column.
+// c[m][n] = sum over k of a[m][k] b[k][n]: a and c blocked, b in panels of `panel_blocks` blocks of
+// 16 columns, the last of as many as are left: [panel][k][16 * blocks], zeros beyond the last
+// column.
 struct Multiply {
     const float* a;
     const float* b;
@@ -121,7 +125,8 @@ struct Outer {
     int pixels, rows, columns;
 };
 
-// out[j * out_step][16] = sum over rows r and taps t of weight[r][t][16] rows[r][j * stride + t][16].
+// out[j * out_step][16] = sum over rows r and taps t of
+// weight[r][t][16] rows[r][j * stride + t][16].
 struct Correlate {
     const float* const* rows;
     const float* const* weights;  // one of `taps` for each row
@@ -137,6 +142,26 @@ struct Taps {
     int taps, stride, width;
 };
 
+// c[i][j] += sum over k of w[i][k] v[k][j]: small matrices in fp32 as they lie in memory, v and c
+// by rows, w with any two strides.
+struct Combine {
+    const float* w;
+    long w_row, w_step;
+    const float* v;
+    long v_row;
+    float* c;
+    long c_row;
+    int rows, steps, columns;
+};
+
+// x = act(x), and act' of what it was.
+struct Activate {
+    Activation act;
+    float* x;
+    float* slope;
+    int count;
+};
+
 struct Kernels {
     int panel_blocks;
     void (*load)(const Load&);
@@ -149,6 +174,9 @@ struct Kernels {
     void (*outer)(const Outer&);
     void (*correlate)(const Correlate&);
     void (*taps)(const Taps&);
+    void (*combine)(const Combine&);
+    void (*activate)(const Activate&);
+    void (*sigmoid)(float* x, int count);
 };
 
 }  // namespace effnet_fast::cpu::training

@@ -8,11 +8,29 @@
 
 namespace effnet_fast::cpu::EFFNET_FAST_ISA {
 
+typedef double DoubleVec __attribute__((vector_size(8 * kLanes)));
+typedef DoubleVec UnalignedDoubleVec __attribute__((aligned(8), may_alias));
+
+#if defined(__AVX512F__)
+EFFNET_FAST_INLINE void add_half(double* p, __mmask8 mask, __m256 v) {
+    const __m512d sum = _mm512_add_pd(_mm512_maskz_loadu_pd(mask, p), _mm512_cvtps_pd(v));
+    _mm512_mask_storeu_pd(p, mask, sum);
+}
+#endif
+
 struct Whole {
     template <class T>
     EFFNET_FAST_MEMBER Vec get(const T* p) const { return load(p); }
     template <class T>
     EFFNET_FAST_MEMBER void put(T* p, Vec v) const { store(p, v); }
+    EFFNET_FAST_MEMBER void add(double* p, Vec v) const {
+#if defined(__AVX512F__)  // GCC's own way leads through memory
+        add_half(p, 0xff, _mm512_castps512_ps256((__m512)v));
+        add_half(p + 8, 0xff, _mm512_extractf32x8_ps((__m512)v, 1));
+#else
+        *reinterpret_cast<UnalignedDoubleVec*>(p) += __builtin_convertvector(v, DoubleVec);
+#endif
+    }
 };
 
 // Lanes that do not exist are read as 0.
@@ -50,6 +68,14 @@ struct Part {
         store(whole, v);
         for (int i = 0; i < count; ++i) p[i] = whole[i];
     }
+    EFFNET_FAST_MEMBER void add(double* p, Vec v) const {
+#if defined(__AVX512F__)
+        add_half(p, __mmask8(mask()), _mm512_castps512_ps256((__m512)v));
+        add_half(p + 8, __mmask8(mask() >> 8), _mm512_extractf32x8_ps((__m512)v, 1));
+#else
+        for (int i = 0; i < count; ++i) p[i] += v[i];
+#endif
+    }
 
 #if defined(__AVX512F__)
     EFFNET_FAST_MEMBER __mmask16 mask() const { return __mmask16((1 << count) - 1); }
@@ -74,11 +100,6 @@ EFFNET_FAST_INLINE Vec get_or(Lanes lanes, const float* p, int c, float absent) 
     return p ? lanes.get(p + c) : broadcast(absent);
 }
 
-template <class Lanes>
-EFFNET_FAST_INLINE void add(Lanes lanes, float* p, Vec v) {
-    lanes.put(p, lanes.get(p) + v);
-}
-
 template <Activation of>
 struct Act {
     static constexpr Activation value = of;
@@ -101,7 +122,9 @@ EFFNET_FAST_INLINE void with_activation(Activation act, F f) {
 // f(an element of the type, the activation).
 template <class F>
 EFFNET_FAST_INLINE void with_types(training::Type type, Activation act, F f) {
-    with_activation(act, [&](auto of) { type == training::Type::f32 ? f(float{}, of) : f(Bf16{}, of); });
+    with_activation(act, [&](auto of) {
+        type == training::Type::f32 ? f(float{}, of) : f(Bf16{}, of);
+    });
 }
 
 template <Activation act>

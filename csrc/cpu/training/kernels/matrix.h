@@ -8,28 +8,31 @@ namespace effnet_fast::cpu::EFFNET_FAST_ISA {
 namespace {
 
 constexpr int kHighest = kMaxRows[kPanelBlocks];
+static_assert(kHighest <= kMaxRows[1]);
 
 // A sum of more is one of sums of so many: errors grow with their square root, and that much of a
 // panel stays in the first-level cache.
 constexpr int kLongest = 256;
 
 // Steps [begin, end) of k.
-template <int rows>
-void multiply_rows(const training::Multiply& p, const float* b, float* c, int blocks, int first,
-                   int begin, int end) {
-    constexpr int vecs = kPanelBlocks * kPer;
+template <int blocks, int rows>
+void multiply_rows(const training::Multiply& p, const float* b, float* c, int first, int begin,
+                   int end) {
+    constexpr int vecs = blocks * kPer;
     Vec acc[rows][vecs] = {};
+    const auto a_of = [&](int k) {
+        return p.a + k / kBlock * p.a_stride + first * kBlock + k % kBlock;
+    };
     int k = begin;
     b += long(begin) * vecs * kLanes;
     for (; k + 8 <= end; k += 8, b += 8 * vecs * kLanes) {
-        multiply_add<rows, vecs, 8>(acc, p.a + k / kBlock * p.a_stride + first * kBlock + k % kBlock, b);
+        multiply_add<rows, vecs, 8>(acc, a_of(k), b);
     }
     for (; k < end; ++k, b += vecs * kLanes) {
-        multiply_add<rows, vecs, 1>(acc, p.a + k / kBlock * p.a_stride + first * kBlock + k % kBlock, b);
+        multiply_add<rows, vecs, 1>(acc, a_of(k), b);
     }
 #pragma GCC unroll 2
-    for (int n = 0; n < kPanelBlocks; ++n) {
-        if (n == blocks) return;
+    for (int n = 0; n < blocks; ++n) {
 #pragma GCC unroll 16
         for (int m = 0; m < rows; ++m) {
 #pragma GCC unroll 4
@@ -42,35 +45,43 @@ void multiply_rows(const training::Multiply& p, const float* b, float* c, int bl
     }
 }
 
-using Rows = decltype(&multiply_rows<1>);
+using Rows = decltype(&multiply_rows<1, 1>);
 
-template <int rows>
+template <int blocks, int rows>
 Rows rows_of(int wanted) {
     if constexpr (rows == 1) {
-        return multiply_rows<1>;
+        return multiply_rows<blocks, 1>;
     } else {
-        return wanted == rows ? multiply_rows<rows> : rows_of<rows - 1>(wanted);
+        return wanted == rows ? multiply_rows<blocks, rows> : rows_of<blocks, rows - 1>(wanted);
     }
 }
 
-// Tiles of as equal a height as can be: a last one of few rows would wait for its own sums.
-void multiply(const training::Multiply& p) {
-    if (p.pixels == 0) return;
+// One panel, in tiles of as equal a height as can be: a last one of few rows would wait for its own
+// sums.
+template <int blocks>
+void multiply_panel(const training::Multiply& p, const float* b, float* c) {
     const int tiles = (p.pixels + kHighest - 1) / kHighest;
     const int rows = p.pixels / tiles, higher = p.pixels % tiles;
-    const Rows tile = rows_of<kHighest>(rows), high = higher ? rows_of<kHighest>(rows + 1) : tile;
-    const int n_blocks = (p.n + kBlock - 1) / kBlock;
-    for (int block = 0; block < n_blocks; block += kPanelBlocks) {
-        const float* b = p.b + long(block) * kBlock * p.k;
-        const int blocks = n_blocks - block < kPanelBlocks ? n_blocks - block : kPanelBlocks;
-        for (int begin = 0; begin < p.k; begin += kLongest) {
-            const int end = p.k - begin < kLongest ? p.k : begin + kLongest;
-            for (int i = 0, first = 0; i < tiles; ++i) {
-                (i < higher ? high : tile)(p, b, p.c + block * p.c_stride, blocks, first, begin, end);
-                first += rows + (i < higher);
-            }
+    const Rows tile = rows_of<blocks, kHighest>(rows);
+    const Rows high = higher ? rows_of<blocks, kHighest>(rows + 1) : tile;
+    for (int begin = 0; begin < p.k; begin += kLongest) {
+        const int end = p.k - begin < kLongest ? p.k : begin + kLongest;
+        for (int i = 0, first = 0; i < tiles; ++i) {
+            (i < higher ? high : tile)(p, b, c, first, begin, end);
+            first += rows + (i < higher);
         }
     }
+}
+
+void multiply(const training::Multiply& p) {
+    if (p.pixels == 0) return;
+    const int blocks = (p.n + kBlock - 1) / kBlock;
+    int i = 0;
+    for (; i + kPanelBlocks <= blocks; i += kPanelBlocks) {
+        multiply_panel<kPanelBlocks>(p, p.b + long(i) * kBlock * p.k, p.c + i * p.c_stride);
+    }
+    static_assert(kPanelBlocks <= 2);  // so that one block is left, if any
+    if (i < blocks) multiply_panel<1>(p, p.b + long(i) * kBlock * p.k, p.c + i * p.c_stride);
 }
 
 #if defined(__AVX512F__)
@@ -84,7 +95,7 @@ constexpr int kOuterRows = 2, kOuterBlocks = 1;  // 8 of 16
 #endif
 
 // So many pixels are summed by themselves.
-constexpr int kMostPixels = 128;
+constexpr int kMostPixels = 64;
 
 template <int blocks>
 void outer_tile(const training::Outer& p, const float* a, const float* b, float* c, int begin,
