@@ -9,8 +9,8 @@ namespace effnet_fast::cpu {
 
 namespace {
 
-// Threes, twos at the end: a map is read once for each, from the third-level cache if it is large. A
-// tile of one block would wait for its operands.
+// Threes, twos at the end: a map is read once for each, from the third-level cache if it is large.
+// A tile of one block would wait for its operands.
 std::vector<Range> groups_of(int blocks) {
     std::vector<Range> groups;
     for (int first = 0; first < blocks;) {

@@ -374,9 +374,10 @@ cudaError_t launch_depthwise_tensor(FwdParams& p, cudaStream_t stream) {
     return launch_merge_moments(p.partials, p.counts, tile.parts, shape.c, p.op.reduced, stream);
 }
 
-// fp16 has no high half for a value beyond its range. At stride 2 splitting x costs more than its few
-// products save: on an H200, B0's two layers of 3 x 3 at batch 128, 0.318 ms against 0.301, and of
-// 5 x 5 taps the addresses of half as many copies again come on top of a thread's registers.
+// fp16 has no high half for a value beyond its range. At stride 2 splitting x costs more than its
+// few products save: on an H200, B0's two layers of 3 x 3 at batch 128, 0.318 ms against 0.301,
+// and of 5 x 5 taps the addresses of half as many copies again come on top of a thread's
+// registers.
 template <class T>
 constexpr bool has_prologue_kernel(int stride) {
     return std::is_same_v<T, __nv_bfloat16> && stride == 1;
