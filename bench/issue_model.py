@@ -2,16 +2,23 @@
 
     python -m bench.issue_model            compiles csrc/cuda for sm_90 and prints a table
     python -m bench.issue_model --kernel depthwise_fwd
+    python -m bench.issue_model --records FILE    depthwise layers, measured beside predicted
 
 It reads machine code. Of every kernel it takes the steady-state loop, walks the path through its
 body that does most work (less the blocks that the modelled call does not enter), and counts, for
 each 16-byte vector that the loop writes (or reads, where it only reduces), instruction slots, and
 the slots' worth of time of the units that are narrower than the issue ports. Beside them stands how
 many slots the chip can issue while memory moves that vector's bytes. The largest figure names what
-binds. Left out: latencies, occupancy, bank conflicts, the loops' beginnings and ends, halos.
+binds if nothing waits: latencies, occupancy, barriers, the loops' beginnings and ends, halos and
+idle lanes are left out. With them depthwise layers of which this says that memory binds took up to
+three times a copy's time on an H200.
+
+With --records they are in (:mod:`bench.layer_model`, :mod:`bench.multiprocessor`): the table says
+what the model makes of the sources that were measured and of those that there are now, and ends in
+the mean and the spread of measured over predicted.
 
 The chip is an H100 (sm_90): 132 multiprocessors, 4 schedulers of 32 lanes each, at 1.755 GHz, and
-3.0 TB/s. A slot is one lane of one instruction.
+3.0 TB/s, or what a record measured. A slot is one lane of one instruction.
 """
 
 from __future__ import annotations
@@ -25,26 +32,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.sass import Loop, Program, cuobjdump, find_nvcc, programs
+from bench.layer_model import table
+from bench.multiprocessor import INTERVALS, UNIT_OF, bytes_of
+from bench.sass import Loop, Program, cuobjdump, find_nvcc, programs, steady_loop
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 SLOTS_PER_SECOND = 132 * 4 * 32 * 1.755e9
 BYTES_PER_SECOND = 3.0e12
 VECTOR = 16
 
-# Lanes per clock and multiprocessor (CUDA programming guide, arithmetic throughput, 9.0); what is
-# not listed runs at the full 128. A unit of 64 lanes takes 2 slots' time for an instruction.
-LANES = {"alu": 64, "multiply": 64, "conversion": 64, "mufu": 16, "shuffle": 32, "tensor": 32}
-UNITS = {
-    "alu": "IADD3 IADD LEA LOP3 PLOP3 SHF SHL SHR ISETP FSETP SEL FSEL IMNMX FMNMX VIMNMX PRMT MOV",
-    "multiply": "IMAD",
-    "conversion": "F2F F2FP I2F F2I HADD2 I2FP",
-    "mufu": "MUFU",
-    "shuffle": "SHFL",
-    "tensor": "HMMA",  # of 16 x 8 x 16 by mma.sync: four clocks of a scheduler's own
-}
-UNIT_OF = {opcode: unit for unit, opcodes in UNITS.items() for opcode in opcodes.split()}
 SHARED_BYTES_PER_CLOCK = 128
+SHUFFLE_CLOCKS = 4  # of a scheduler: 32 lanes a clock for all four
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,6 @@ class Model:
     per: str = "stored"  # or "loaded": vectors of which the loop's figures are given
 
 
-# What a path is chosen by: of branches, the one that computes and moves more, in the fewest
-# instructions. So SiLU is taken rather than a clamp, and whole windows rather than edges.
-WORK = re.compile(r"^(FFMA|FMUL|FADD|HMMA|MUFU|LDS|LDSM|STS|LDG|LDGSTS|STG)\b")
 # Ways that the modelled calls do not take: single channels stored where C is odd, and sums that are
 # NaN taken again, channel by channel.
 SINGLE, AGAIN = r"STG\S*U16", r"LDG\S*U16|I2F"
@@ -84,13 +79,8 @@ def _models() -> list[Model]:
             found.append(Model(label, name + "true>", traffic, rf"{AGAIN}|{POOL}", REBASE))
             # dx and x at full size, g and y at the output's.
             traffic = 2 * VECTOR + 2 * VECTOR // stride**2
-            name = (
-                rf"depthwise_tensor_bwd_kernel<{kernel}>"
-                if stride == 1
-                else rf"depthwise_bwd_kernel<__nv_bfloat16, {kernel}, {stride}\b"
-            )
-            without = rf"{SINGLE}|{AGAIN}" if stride == 1 else SINGLE
-            found.append(Model(f"depthwise backward {shape}", name, traffic, without))
+            name = rf"depthwise_bwd_kernel<__nv_bfloat16, {kernel}, {stride}\b"
+            found.append(Model(f"depthwise backward {shape}", name, traffic, SINGLE))
     for op, vectors, per in (
         ("bn_residual", 3, "stored"),
         ("bn_residual_bwd", 3, "stored"),
@@ -118,29 +108,23 @@ class Estimate:
         return max(times, key=times.__getitem__)
 
 
-def _bytes(opcode: str) -> int:
-    """That a load or store moves for one lane."""
-    if matrices := re.search(r"LDSM\.16\.M(?:T)?88\.([24])", opcode):
-        return 4 * int(matrices[1])
-    width = re.search(r"\.(?:U|S)?(8|16|32|64|128)\b", opcode)
-    return int(width[1]) // 8 if width else 4
-
-
 def estimate(loop: Loop, model: Model) -> Estimate:
     """Count along the steady path of ``loop``."""
-    rare = re.compile(model.rare)
-    path = loop.steady_path(WORK, re.compile(model.avoid), rare, model.share)
+    blocks = loop.steady_blocks(model.avoid, model.rare, model.share)
+    path = [(instruction, weight) for block, weight in blocks for instruction in block]
     units: defaultdict[str, float] = defaultdict(float)
     moved = 0.0
     for instruction, weight in path:
         opcode = instruction.opcode
         name = opcode.split(".")[0]
         if unit := UNIT_OF.get(name):
-            units[unit] += weight * 128 / LANES[unit]
+            units[unit] += weight * INTERVALS[unit]
+        if name == "SHFL":
+            units["shuffle"] += weight * SHUFFLE_CLOCKS
         if name in ("LDS", "LDSM", "STS"):
-            units["shared memory"] += weight * _bytes(opcode) * 128 / SHARED_BYTES_PER_CLOCK
+            units["shared memory"] += weight * bytes_of(opcode) * 128 / SHARED_BYTES_PER_CLOCK
         wanted = ("STG",) if model.per == "stored" else ("LDG", "LDGSTS")
-        moved += weight * _bytes(opcode) if name in wanted else 0
+        moved += weight * bytes_of(opcode) if name in wanted else 0
     vectors = moved / VECTOR
     if vectors == 0:
         raise ValueError(f"{model.label}: the loop has no vectors that are {model.per}")
@@ -150,16 +134,6 @@ def estimate(loop: Loop, model: Model) -> Estimate:
         {unit: time / vectors for unit, time in units.items()},
         seconds * SLOTS_PER_SECOND,
     )
-
-
-def steady_loop(program: Program, per: str) -> Loop:
-    """The innermost loop that moves vectors and computes most."""
-    wanted = re.compile(r"^STG" if per == "stored" else r"^LDG")
-    candidates = [loop for loop in program.loops() if loop.has(wanted)]
-    if not candidates:
-        raise ValueError(f"{program.name} has no loop with the memory instruction {wanted.pattern}")
-    innermost = [a for a in candidates if not any(b.blocks < a.blocks for b in candidates)]
-    return max(innermost, key=lambda loop: loop.count(re.compile(r"^(FFMA|FMUL|FADD|HFMA2|HMMA)")))
 
 
 def compile_for_sm_90(kernel: str) -> Iterator[Program]:
@@ -179,12 +153,20 @@ def compile_for_sm_90(kernel: str) -> Iterator[Program]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m bench.issue_model", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.issue_model", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--kernel", default="", help="only .cu files with this in their name")
     parser.add_argument("--cubin", type=Path, help="read this instead of compiling")
+    parser.add_argument("--records", type=Path, help="of bench.kernels on a GPU: depthwise layers")
     chosen = parser.parse_args()
     if cuobjdump() is None:
         raise SystemExit("cuobjdump is neither beside nvcc nor in Triton's package")
+    if chosen.records:
+        for line in table(chosen.records):
+            print(line, flush=True)
+        return
     found = programs(chosen.cubin) if chosen.cubin else compile_for_sm_90(chosen.kernel)
     by_name = {program.name: program for program in found}
     print("A static model of sm_90, bf16: slots per 16-byte vector. Not a measurement.")

@@ -14,8 +14,13 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
-INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+(.*?)\s*;")
+# What a path is chosen by: of branches, the one that computes and moves more, in the fewest
+# instructions. So SiLU is taken rather than a clamp, and whole windows rather than edges.
+WORK = re.compile(r"^(FFMA|FMUL|FADD|HMMA|MUFU|LDS|LDSM|STS|LDG|LDGSTS|STG)\b")
+WORD = r"\s+/\* 0x([0-9a-f]{16}) \*/"
+INSTRUCTION = re.compile(rf"/\*([0-9a-f]{{4,5}})\*/\s+(.*?)\s*;(?:{WORD}{WORD})?")
 PREDICATE = re.compile(r"^@!?U?P\w+\s+")
+REGISTER = re.compile(r"\bR(\d+)\b")
 ADDRESS = re.compile(r"`\([^)]*\)|0x([0-9a-f]+)")
 
 
@@ -37,12 +42,30 @@ def cuobjdump() -> str | None:
 
 
 @dataclass(frozen=True)
+class Control:
+    """What the compiler tells the scheduler: bits 105 to 121 of an instruction, sm_70 on."""
+
+    stall: int  # clocks until the warp's next instruction may be issued
+    sets: tuple[int, ...]  # of six scoreboards, those that it holds until its result is there,
+    # or its operands are read
+    waits: tuple[int, ...]  # those that must be free before it is issued
+
+    @staticmethod
+    def of(high: int) -> Control:
+        """Of an instruction's upper 64 bits."""
+        bits = high >> 41
+        held = {bits >> 5 & 7, bits >> 8 & 7} - {7}
+        return Control(bits & 15, tuple(held), tuple(b for b in range(6) if bits >> 11 + b & 1))
+
+
+@dataclass(frozen=True)
 class Instruction:
     """One instruction: where it is, its opcode with modifiers, its text without the predicate."""
 
     address: int
     text: str
     predicated: bool
+    control: Control = Control(1, (), ())
 
     @property
     def opcode(self) -> str:
@@ -77,37 +100,38 @@ class Loop:
         """Whether any instruction matches."""
         return any(pattern.search(i.opcode) for i in self.instructions())
 
-    def steady_path(
-        self, work: re.Pattern[str], avoid: re.Pattern[str], rare: re.Pattern[str], share: float
-    ) -> list[tuple[Instruction, float]]:
-        """The way from the header back to it that does most ``work`` with fewest instructions.
+    def steady_blocks(
+        self, avoid: str, rare: str, share: float
+    ) -> list[tuple[list[Instruction], float]]:
+        """The way from the header back to it that does most :data:`WORK` in fewest instructions.
 
-        It enters no block that has ``avoid``. A block that has ``rare`` is entered once in
-        1 / ``share`` times: its instructions come with that weight, the others with 1.
+        It enters no block that has ``avoid``, a pattern of its opcodes, one a line. A block that
+        has ``rare`` is entered once in 1 / ``share`` times: it comes with that weight, the others
+        with 1.
         """
         program = self.program
         weights, scores = {}, {}
         for b in self.blocks:
             opcodes = [i.opcode for i in program.blocks[b]]
-            if any(map(avoid.search, opcodes)):
+            text = "\n".join(opcodes)
+            if re.search(avoid, text, re.MULTILINE):
                 continue
-            weights[b] = share if any(map(rare.search, opcodes)) else 1.0
-            done = sum(bool(work.search(opcode)) for opcode in opcodes)
+            weights[b] = share if re.search(rare, text, re.MULTILINE) else 1.0
+            done = sum(bool(WORK.search(opcode)) for opcode in opcodes)
             scores[b] = (weights[b] * done, -weights[b] * len(opcodes))
-        on_the_way: set[int] = set()
 
         @cache
         def best(block: int) -> tuple[tuple[float, float], tuple[int, ...]] | None:
             """(score, blocks) from ``block`` to the header; None if there is no way."""
-            if block not in weights or block in on_the_way:
+            if block not in weights:
                 return None
-            on_the_way.add(block)
             found: tuple[tuple[float, float], tuple[int, ...]] | None = None
             for successor in program.successors[block]:
+                if successor != self.header and successor in program.dominators[block]:
+                    continue  # once more round a loop within
                 rest = ((0.0, 0.0), ()) if successor == self.header else best(successor)
                 if rest is not None and (found is None or rest[0] > found[0]):
                     found = rest
-            on_the_way.discard(block)
             if found is None:
                 return None
             (done, length), own = found[0], scores[block]
@@ -120,8 +144,8 @@ class Loop:
         finally:
             sys.setrecursionlimit(limit)
         if result is None:
-            raise ValueError(f"{program.name}: no path through the loop avoids {avoid.pattern}")
-        return [(i, weights[block]) for block in result[1] for i in program.blocks[block]]
+            raise ValueError(f"{program.name}: no path through the loop avoids {avoid}")
+        return [(program.blocks[block], weights[block]) for block in result[1]]
 
 
 class Program:
@@ -143,6 +167,7 @@ class Program:
         self.number = {block[0].address: n for n, block in enumerate(self.blocks)}
         reconverge = self._reconvergence(code)
         self.successors = [self._after(n, reconverge) for n in range(len(self.blocks))]
+        self.dominators = self._dominators()
 
     @staticmethod
     def _reconvergence(code: list[Instruction]) -> dict[int, int]:
@@ -174,6 +199,11 @@ class Program:
             return [self.number[reconverge[last.address]]]
         return following
 
+    def registers(self) -> int:
+        """A thread's: one more than the highest that the code names (RZ is none)."""
+        named = (int(r) for b in self.blocks for i in b for r in REGISTER.findall(i.text))
+        return max(named, default=0) + 1
+
     def _dominators(self) -> list[set[int]]:
         every = set(range(len(self.blocks)))
         before: list[list[int]] = [[] for _ in self.blocks]
@@ -194,11 +224,10 @@ class Program:
 
     def loops(self) -> list[Loop]:
         """Natural loops; those of one header are one."""
-        dominators = self._dominators()
         bodies: dict[int, set[int]] = {}
         for latch, successors in enumerate(self.successors):
             for header in successors:
-                if header not in dominators[latch] or not dominators[latch]:
+                if header not in self.dominators[latch]:
                     continue
                 body = bodies.setdefault(header, {header})
                 waiting = [latch]
@@ -226,8 +255,19 @@ def programs(cubin: Path) -> Iterator[Program]:
     parts = re.split(r"\n\s*Function : (\S+)", said.stdout)
     for name, text in zip(_readable(parts[1::2]), parts[2::2], strict=True):
         code = []
-        for address, line in INSTRUCTION.findall(text):
+        for address, line, _, high in INSTRUCTION.findall(text):
             bare = PREDICATE.sub("", line)
-            code.append(Instruction(int(address, 16), bare, bare != line))
+            control = Control.of(int(high or "0", 16))
+            code.append(Instruction(int(address, 16), bare, bare != line, control))
         if code:
             yield Program(name, code)
+
+
+def steady_loop(program: Program, per: str) -> Loop:
+    """The innermost loop that moves vectors, "stored" or "loaded", and computes most."""
+    wanted = re.compile(r"^STG" if per == "stored" else r"^LDG")
+    candidates = [loop for loop in program.loops() if loop.has(wanted)]
+    if not candidates:
+        raise ValueError(f"{program.name} has no loop with the memory instruction {wanted.pattern}")
+    innermost = [a for a in candidates if not any(b.blocks < a.blocks for b in candidates)]
+    return max(innermost, key=lambda loop: loop.count(re.compile(r"^(FFMA|FMUL|FADD|HFMA2|HMMA)")))

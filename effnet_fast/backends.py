@@ -155,6 +155,7 @@ def choose(op: str, name: str, *args: Any) -> str:
     products that it has a kernel for "auto" leaves Triton the forward ones of long sums
     (limits.CUDA_SHORT_SUM), by what was measured on an H200. There CUDA's depthwise convolution was
     faster in every case that both ran; squeeze-and-excitation and batch norm were not compared.
+    That is a rule and not a table by shape: the records in bench/results hold no op by Triton.
 
     Raises:
         BackendUnavailableError: the backend asked for by name cannot run it; the message is its

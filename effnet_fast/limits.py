@@ -20,7 +20,8 @@ CUDA_STRIDES = (1, 2)
 CUDA_SHARED_BYTES = 99 * 1024  # of a block, on every architecture from sm_80 on
 #: Up to which "auto" takes CUDA's forward product: beyond, few warps share a multiprocessor with
 #: the weights, and each multiplies too little at a time. On an H200 at batch 128 CUDA's kernel took
-#: 0.07 to 0.17 ms for B0's sums of 1152 channels, when all 31 products by Triton averaged 0.048 ms.
+#: 0.07 to 0.17 ms for B0's sums of 1152 channels, when all 31 products by Triton averaged 0.048 ms;
+#: of 320 outputs six blocks more than were resident then ran after the others.
 CUDA_SHORT_SUM = 480
 CUDA_SUMMED_CHANNELS = 1568  # of a product: 32 outputs' weights of so many fill those bytes
 

@@ -57,7 +57,8 @@ struct TileLimits {
     int halo;        // how many more a row of threads does
     int slots;       // 16-byte vectors per thread and row of the ring
     int threads;     // per block, at most
-    int resident;    // blocks per multiprocessor
+    int resident;    // blocks per multiprocessor,
+    int resident_threads;  // or, of small blocks, as many as have so many threads
     int unit;        // threads per vector for each `unit_groups` groups; 0: `lanes` says
     int unit_groups;
     int images;        // per block, at most
@@ -98,8 +99,8 @@ inline Tile cut(const TileLimits& limits, int n, int c, int rows, int columns, i
         tile.images++;
     }
     fits(tile.groups, tile.images);
-    // Not a block more than are resident: it would run after all others.
-    const int programs = std::max(wanted / tile.channel_blocks, 1);
+    const int resident = std::max(limits.resident, limits.resident_threads / tile.threads);
+    const int programs = programs_per_share(resident, tile.channel_blocks);
     // Strips as long as makes the program with most of them end first.
     const int planes = ceil_div(n, tile.images);
     int64_t best = INT64_MAX;
@@ -139,7 +140,9 @@ inline Tile make_tile(const TileLimits& limits, int n, int c, int rows, int colu
 // The vectors of a row of the ring that one thread copies: slot s is vector threadIdx.x + s *
 // blockDim.x of [images, columns_in, vectors]. blockDim.x is a multiple of `vectors`, so that all
 // slots hold the same channels.
-template <class T, int kSlots>
+//
+// kRowPitch: bytes from pixel to pixel of a row of the ring.
+template <class T, int kSlots, int kRowPitch = kPitch>
 struct RowLoader {
     const unsigned char* source;  // of slot 0, in the ring's first row
     int offset[kSlots];           // of slot s from there, in bytes
@@ -152,7 +155,7 @@ struct RowLoader {
     // image0, row0, column0, channel0: what pixel 0, vector 0 of the ring's first row stands for.
     // What lies outside the tensor is zeroed in the `rows` rows that a window will be read from,
     // and is never written again.
-    template <int kRowPitch, class Element>
+    template <int kZeroedPitch, class Element>
     __device__ __forceinline__ void place(const Tile& tile, const Map& x, int n, int w, int c,
                                           int image0, int row0, int column0, int channel0,
                                           unsigned char* row, int rows, int row_bytes) {
@@ -179,7 +182,7 @@ struct RowLoader {
             Element zeros[kVector<T>] = {};
             for (int r = 0; r < rows; r++) {
                 __builtin_memcpy(
-                    row + r * row_bytes + at * kRowPitch + channel * int(sizeof(Element)), zeros,
+                    row + r * row_bytes + at * kZeroedPitch + channel * int(sizeof(Element)), zeros,
                     sizeof(zeros));
             }
         }
@@ -195,12 +198,13 @@ struct RowLoader {
         const unsigned char* const from = base + int64_t(steps) * row_bytes;
         // Unless a step's slots count: no register for what can be computed again.
         const int first = kWhole ? pixel : opaque(pixel);
-        unsigned char* const to = ring_row + first * kPitch + channel * int(sizeof(T));
+        unsigned char* const to = ring_row + first * kRowPitch + channel * int(sizeof(T));
         if (kWhole || vectors) {
 #pragma unroll
             for (int s = 0; s < kSlots; s++) {
                 if (inside[s]) {
-                    copy_async<kVectorBytes>(to + s * pixel_step * kPitch, from + offset[s], true);
+                    copy_async<kVectorBytes>(to + s * pixel_step * kRowPitch, from + offset[s],
+                                             true);
                 }
             }
         }
@@ -211,7 +215,7 @@ struct RowLoader {
             for (int s = 0; s < kSlots; s++) {
                 if (!inside[s]) continue;
                 const T* const elements = reinterpret_cast<const T*>(from + offset[s]);
-                T* const ring_elements = reinterpret_cast<T*>(to + s * pixel_step * kPitch);
+                T* const ring_elements = reinterpret_cast<T*>(to + s * pixel_step * kRowPitch);
 #pragma unroll 1
                 for (int e = 0; e < kVector<T>; e++) {
                     ring_elements[e] = channel + e < channels ? elements[e] : from_float<T>(0.0f);
@@ -229,7 +233,7 @@ struct RowLoader {
             if (!inside[s]) continue;
             const int at = opaque(pixel) + s * pixel_step;
             float v[kVector<T>];
-            load_some(reinterpret_cast<const T*>(ring_row + at * kPitch) + channel, v);
+            load_some(reinterpret_cast<const T*>(ring_row + at * kRowPitch) + channel, v);
             f(v);
             float* const to = reinterpret_cast<float*>(wide_row + at * kWidePitch<T>) + channel;
 #pragma unroll

@@ -22,7 +22,6 @@
 namespace effnet_fast {
 namespace {
 
-constexpr int kResident = 2;      // blocks per multiprocessor
 constexpr int kMaxItemRows = 64;  // position rows per item
 constexpr int kStages = 2;        // landing buffers
 constexpr int kChannelRows = 9;   // scale, shift, a, b, mean, c of dy; scale, shift, mean of x
@@ -33,11 +32,26 @@ struct Unroll {
     static constexpr int kPositions = kCols / S;     // per thread and row
     static constexpr int kColumns = kPositions + kWindow - 1;
     static constexpr int kLanes = 2;
-    // 168 registers a thread, 255 where addresses of fp32's twice as many loads come on top.
-    static constexpr int kThreads = K == 5 && sizeof(T) == 4 ? 128 : 192;
+    // Of 9 taps and their gradients 128 registers hold all but a few bytes: 16 warps on a
+    // multiprocessor, in small blocks, so that few wait at a barrier. Else 168, or 255 where
+    // addresses of fp32's twice as many loads come on top.
+    static constexpr bool kSmall = K == 3;
+    static constexpr int kThreads = kSmall ? 160 : sizeof(T) == 4 ? 128 : 192;
+    static constexpr int kResidentThreads = kSmall ? 512 : 2 * kThreads;
+    static constexpr int kVectors = kSmall ? 4 : kLineVectors;  // of channels per block, at most
     static constexpr int kXSlots = kCols * kLanes * int(sizeof(T)) / kVectorBytes;
-    static constexpr int kSlots = kPositions * kLanes * int(sizeof(T)) / kVectorBytes + 1;
+    // One vector a thread, rather than two of which most threads have one while all wait for the
+    // others, costs 25 taps' larger tiles more columns than it saves them time.
+    static constexpr int kOwnBytes = kPositions * kLanes * int(sizeof(T));
+    static constexpr int kSlots = kSmall ? std::max(kOwnBytes / kVectorBytes, 1)
+                                         : kOwnBytes / kVectorBytes + 1;
     static constexpr int kOutputs = K * K + kSums;
+    // Bytes from pixel to pixel: of g and y, which only the thread that copied them reads; of x, of
+    // which column groups are kCols pixels apart; of dy, in fp32.
+    static constexpr int kOwnPitch = kVectors * kVectorBytes;
+    static constexpr int kXPitch = kOwnPitch + kVectorBytes;
+    static constexpr int kWidePitch = kOwnPitch * int(sizeof(float) / sizeof(T)) + kVectorBytes;
+    static_assert(kCols * kXPitch % 128 == 64, "two column groups share no bank");
     static_assert(kCols % S == 0 && kXSlots >= 1, "whole positions and vectors per thread");
 };
 
@@ -59,19 +73,19 @@ __device__ __forceinline__ void rebuild(const Act& act, const float* channel, co
 }
 
 template <class T, int K, int S>
-__global__ void __launch_bounds__(Unroll<T, K, S>::kThreads, kResident)
+__global__ void __launch_bounds__(Unroll<T, K, S>::kResidentThreads / 2, 2)
     depthwise_bwd_kernel(const BwdParams p) {
     using U = Unroll<T, K, S>;
     constexpr int kLanes = U::kLanes, kWindow = U::kWindow;
-    constexpr int kLine = kLineVectors * kVector<T>;
+    constexpr int kLine = U::kVectors * kVector<T>;
     constexpr int kRing = kWindow + 1;
     const DepthwiseShape& shape = p.op.shape;
     const Tile& tile = p.tile;
     Tile x_tile = tile;  // the same threads over a row of x, without halo
     x_tile.columns_in = tile.groups * kCols;
-    const int row_bytes = tile.columns_in * tile.images * kPitch;
-    const int wide_bytes = tile.columns_in * tile.images * kWidePitch<T>;
-    const int x_bytes = x_tile.columns_in * tile.images * kPitch;
+    const int row_bytes = tile.columns_in * tile.images * U::kOwnPitch;
+    const int wide_bytes = tile.columns_in * tile.images * U::kWidePitch;
+    const int x_bytes = x_tile.columns_in * tile.images * U::kXPitch;
     EFFNET_FAST_DYNAMIC_SHARED(unsigned char, wide);             // [kRing][images][columns_in]
     unsigned char* const g_rows = wide + kRing * wide_bytes;     // [kStages][images][columns_in]
     unsigned char* const y_rows = g_rows + kStages * row_bytes;  // the same
@@ -88,10 +102,10 @@ __global__ void __launch_bounds__(Unroll<T, K, S>::kThreads, kResident)
     const int c = channel0 + kLanes * line;
     const bool works = image < tile.images && c < shape.c;
     const int place = works ? image : 0;
-    const int window = (place * tile.columns_in + group * U::kPositions) * kWidePitch<T> +
+    const int window = (place * tile.columns_in + group * U::kPositions) * U::kWidePitch +
                        line * kLanes * int(sizeof(float));
     const int own_x =
-        (place * x_tile.columns_in + group * kCols) * kPitch + line * kLanes * int(sizeof(T));
+        (place * x_tile.columns_in + group * kCols) * U::kXPitch + line * kLanes * int(sizeof(T));
 
     float weight[K * K][kLanes], dweight[K * K][kLanes] = {};
     float sum_h[kLanes] = {}, sum_hx[kLanes] = {};
@@ -124,8 +138,8 @@ __global__ void __launch_bounds__(Unroll<T, K, S>::kThreads, kResident)
 
     const Map dense = {p.op.y, int64_t(shape.p) * shape.q * shape.c, int64_t(shape.q) * shape.c,
                        shape.c};
-    RowLoader<T, U::kSlots> y_loader;
-    RowLoader<T, U::kXSlots> x_loader;
+    RowLoader<T, U::kSlots, U::kOwnPitch> y_loader;
+    RowLoader<T, U::kXSlots, U::kXPitch> x_loader;
     for (int item = part; item < tile.items; item += tile.parts) {
         const int image0 = item / tile.strips * tile.images;
         const int first_u = p.u0 + (item % tile.strips) * tile.rows;
@@ -149,10 +163,10 @@ __global__ void __launch_bounds__(Unroll<T, K, S>::kThreads, kResident)
             // Rows: the first position row is preceded by those that complete its window.
             const int u_start = first_u - (kWindow - 1);
             __syncthreads();  // the rows of the tile before this have been read
-            y_loader.template place<kWidePitch<T>, float>(tile, dense, shape.n, shape.q, shape.c,
+            y_loader.template place<U::kWidePitch, float>(tile, dense, shape.n, shape.q, shape.c,
                                                           image0, u_start, first_v - (kWindow - 1),
                                                           channel0, wide, kRing, wide_bytes);
-            x_loader.template place<kPitch, T>(
+            x_loader.template place<U::kXPitch, T>(
                 x_tile, p.op.x, shape.n, shape.w, shape.c, image0, u_start * S - shape.pad_top,
                 first_v * S - shape.pad_left, channel0, x_rows, 0, x_bytes);
             const unsigned char* const g_source =
@@ -196,8 +210,8 @@ __global__ void __launch_bounds__(Unroll<T, K, S>::kThreads, kResident)
                     for (int s = 0; s < U::kSlots; s++) {
                         if (!y_loader.inside[s]) continue;
                         const int at = opaque(y_loader.pixel) + s * y_loader.pixel_step;
-                        const int from =
-                            stage * row_bytes + at * kPitch + y_loader.channel * int(sizeof(T));
+                        const int from = stage * row_bytes + at * U::kOwnPitch +
+                                         y_loader.channel * int(sizeof(T));
                         float y[kVector<T>], dy[kVector<T>];
                         load_some(reinterpret_cast<const T*>(y_rows + from), y);
                         load_some(reinterpret_cast<const T*>(g_rows + from), dy);
@@ -205,7 +219,7 @@ __global__ void __launch_bounds__(Unroll<T, K, S>::kThreads, kResident)
                             p.y_act, channel_rows + y_loader.channel,
                             image_rows + y_loader.image[s] * 2 * kLine + y_loader.channel, y, dy);
                         float* const to = reinterpret_cast<float*>(wide + newest * wide_bytes +
-                                                                   at * kWidePitch<T>) +
+                                                                   at * U::kWidePitch) +
                                           y_loader.channel;
 #pragma unroll
                         for (int e = 0; e < kVector<T>; e += 4) {
@@ -230,7 +244,7 @@ __global__ void __launch_bounds__(Unroll<T, K, S>::kThreads, kResident)
                     float slopes[kCols][kLanes], a[kCols][kLanes], dx[kCols][kLanes] = {};
 #pragma unroll
                     for (int j = 0; j < kCols; j++) {
-                        load_some(x_own + j * (kPitch / int(sizeof(T))), a[j]);
+                        load_some(x_own + j * (U::kXPitch / int(sizeof(T))), a[j]);
 #pragma unroll
                         for (int l = 0; l < kLanes; l++) {
                             a[j][l] = fmaf(a[j][l], scale[l], shift[l]);
@@ -254,7 +268,7 @@ __global__ void __launch_bounds__(Unroll<T, K, S>::kThreads, kResident)
 #pragma unroll
                         for (int column = 0; column < U::kColumns; column++) {
                             float dy[kLanes];
-                            load_some(reinterpret_cast<const float*>(row + column * kWidePitch<T>),
+                            load_some(reinterpret_cast<const float*>(row + column * U::kWidePitch),
                                       dy);
 #pragma unroll
                             for (int j = 0; j < kCols; j++) {
@@ -277,7 +291,7 @@ __global__ void __launch_bounds__(Unroll<T, K, S>::kThreads, kResident)
 #pragma unroll
                         for (int j = 0; j < kCols; j++) {
                             float x[kLanes];  // again: eight registers less until here
-                            load_some(x_own + j * (kPitch / int(sizeof(T))), x);
+                            load_some(x_own + j * (U::kXPitch / int(sizeof(T))), x);
                             if (unsigned(w0 + j) >= unsigned(own_w)) continue;
 #pragma unroll
                             for (int l = 0; l < kLanes; l++) {
@@ -382,10 +396,11 @@ template <class T, int K, int S>
 struct Layout {
     using U = Unroll<T, K, S>;
     // Per column of dy; x's S columns and rows per position are its neighbours.
-    static constexpr int kPixelBytes =
-        (U::kWindow + 1) * kWidePitch<T> + 2 * kStages * kPitch + kStages * S * S * kPitch;
-    static constexpr int kParameterBytes = kChannelRows * kLineVectors * kVector<T> * 4;
-    static constexpr int kImageBytes = 2 * kLineVectors * kVector<T> * 4;
+    static constexpr int kRowBytes =
+        (U::kWindow + 1) * U::kWidePitch + 2 * kStages * U::kOwnPitch;
+    static constexpr int kPixelBytes = kRowBytes + kStages * S * S * U::kXPitch;
+    static constexpr int kParameterBytes = kChannelRows * U::kVectors * kVector<T> * 4;
+    static constexpr int kImageBytes = 2 * U::kVectors * kVector<T> * 4;
 
     static Tile tile(const DepthwiseBwdArgs& args, BwdParams* p) {
         const DepthwiseShape& s = args.shape;
@@ -393,7 +408,9 @@ struct Layout {
         TileLimits limits = {};
         limits.vector = kVector<T>, limits.lanes = U::kLanes, limits.columns = U::kPositions;
         limits.columns_in = U::kPositions, limits.halo = U::kWindow - 1;
-        limits.slots = U::kSlots, limits.threads = U::kThreads, limits.resident = kResident;
+        limits.slots = U::kSlots, limits.threads = U::kThreads;
+        limits.resident = U::kResidentThreads / U::kThreads;
+        limits.resident_threads = U::kResidentThreads;
         limits.max_rows = kMaxItemRows;
         limits.images =
             std::min({images_in_reach(args.x), images_in_reach(dense_map(args.y, s.p, s.q, s.c)),
@@ -401,15 +418,14 @@ struct Layout {
         limits.pixel_bytes = kPixelBytes + kImageBytes / 4;
         limits.shared_bytes = kMaxSharedBytes - kParameterBytes - kImageBytes;
         return make_tile(limits, s.n, s.c, p->u1 - p->u0 + 1,
-                         (s.w - 1 + s.pad_left) / S - p->v0 + 1, kLineVectors);
+                         (s.w - 1 + s.pad_left) / S - p->v0 + 1, U::kVectors);
     }
 
     static size_t shared(const Tile& tile) {
         const size_t columns = size_t(tile.columns_in) * tile.images;
         const size_t x_columns = size_t(tile.groups) * kCols * tile.images;
-        const size_t stream = columns * ((U::kWindow + 1) * kWidePitch<T> + 2 * kStages * kPitch) +
-                              x_columns * (kStages * S * kPitch) + kParameterBytes +
-                              tile.images * kImageBytes;
+        const size_t stream = columns * kRowBytes + x_columns * (kStages * S * U::kXPitch) +
+                              kParameterBytes + tile.images * kImageBytes;
         const size_t merge = size_t(U::kOutputs) * U::kLanes * tile.threads * sizeof(float);
         return stream > merge ? stream : merge;
     }

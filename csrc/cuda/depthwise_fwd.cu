@@ -31,7 +31,10 @@ __global__ void __launch_bounds__(FwdUnroll<T, K, S, kGeneral>::kThreads, kFwdRe
     EFFNET_FAST_DYNAMIC_SHARED(unsigned char, ring);          // [kRing][images][columns_in][kPitch]
     unsigned char* const wide = ring + U::kRing * row_bytes;  // [2][images][columns_in][kWidePitch]
     float* const affine = reinterpret_cast<float*>(wide + 2 * wide_bytes);  // [kLineRows][kLine]
-    float* const own_moments = affine + U::kLineRows * kLine + threadIdx.x;
+    // Summed again at every use: not kept in a register meanwhile.
+    const auto own_moments = [&] {
+        return affine + U::kLineRows * kLine + opaque(int(threadIdx.x));
+    };
     // [rows / kPoolRows][threads][kLanes]
     float* const cells = affine + U::kLineRows * kLine + U::kMomentRows * blockDim.x;
 
@@ -75,7 +78,7 @@ __global__ void __launch_bounds__(FwdUnroll<T, K, S, kGeneral>::kThreads, kFwdRe
         }
     }
     if (kGeneral) {
-        RunningMoments<kLanes>{}.store(own_moments);
+        RunningMoments<kLanes>{}.store(own_moments());
         // Of one line; its other threads store the same.
         for (int l = 0; works && l < kLanes; l++) {
             affine[2 * kLine + line * kLanes + l] = shift[l];
@@ -201,7 +204,7 @@ __global__ void __launch_bounds__(FwdUnroll<T, K, S, kGeneral>::kThreads, kFwdRe
                     if (kGeneral && p.op.reduce == Reduce::kStats && columns > 0) {
                         const bool fresh = item < tile.parts && column_tile == 0;
                         RunningMoments<kLanes> moments;
-                        moments.load(own_moments);
+                        moments.load(own_moments());
                         if (fresh && step == K - 1) {
 #pragma unroll
                             for (int l = 0; l < kLanes; l++) moments.shift[l] = done[0][l];
@@ -214,7 +217,7 @@ __global__ void __launch_bounds__(FwdUnroll<T, K, S, kGeneral>::kThreads, kFwdRe
                         if (fresh && (seen == 2 || seen == 8)) {
                             moments.rebase(float(seen * min(columns, kCols)));
                         }
-                        moments.store(own_moments);
+                        moments.store(own_moments());
                     }
                     if (!kGeneral || p.finish) {
                         apply<T>(p.out_act, reinterpret_cast<float (&)[kCols * kLanes]>(done));
@@ -253,7 +256,7 @@ __global__ void __launch_bounds__(FwdUnroll<T, K, S, kGeneral>::kThreads, kFwdRe
                     if (kGeneral && pools) {
 #pragma unroll
                         for (int l = 0; l < kLanes; l++) {
-                            own_moments[(3 * l + 1) * blockDim.x] += row_pool[l];
+                            own_moments()[(3 * l + 1) * blockDim.x] += row_pool[l];
                         }
                     }
                     if (step == flush) {
@@ -264,7 +267,7 @@ __global__ void __launch_bounds__(FwdUnroll<T, K, S, kGeneral>::kThreads, kFwdRe
 #pragma unroll
                         for (int l = 0; l < kLanes; l++) {
                             float& sum =
-                                kGeneral ? own_moments[(3 * l + 1) * blockDim.x] : strip_pool[l];
+                                kGeneral ? own_moments()[(3 * l + 1) * blockDim.x] : strip_pool[l];
                             cell[l] = column_tile > 0 ? cell[l] + sum : sum;
                             sum = 0.0f;
                         }
@@ -290,7 +293,7 @@ __global__ void __launch_bounds__(FwdUnroll<T, K, S, kGeneral>::kThreads, kFwdRe
             }
         }
         RunningMoments<kLanes> moments;
-        moments.load(own_moments);
+        moments.load(own_moments());
         __syncthreads();
         store_moments(
             moments, count, p, own_part, first_channel(), reinterpret_cast<float*>(ring),

@@ -30,6 +30,13 @@ inline int multiprocessors() {
     return count > 0 ? count : 1;
 }
 
+// Programs for each of `shares` equal shares of the work, of `resident` blocks per multiprocessor.
+// Not a block more than are resident: it would run after all others, and take as long again.
+inline int programs_per_share(int resident, int shares) {
+    const int programs = resident * multiprocessors() / shares;
+    return programs > 0 ? programs : 1;
+}
+
 #ifndef EFFNET_FAST_EMULATED
 
 template <class... Params>

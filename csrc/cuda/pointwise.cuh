@@ -299,7 +299,7 @@ bool plan_pointwise(PointwiseParams& p, int64_t groups, PointwisePlan* plan) {
     const int by_registers = kPointwiseResident * most / warps;
     const int by_memory = int(2 * kMaxSharedBytes / plan->shared);
     const int resident = std::max(1, std::min(by_registers, by_memory));
-    const int64_t wanted = ceil_div(resident * multiprocessors(), p.column_blocks);
+    const int64_t wanted = programs_per_share(resident, p.column_blocks);
     const int64_t parts = std::min(wanted, ceil_div(p.tiles, int64_t(p.row_warps)));
     p.part_tiles = ceil_div(p.tiles, parts);
     p.parts = int(ceil_div(p.tiles, p.part_tiles));

@@ -272,7 +272,7 @@ inline bool plan_project(ProjectParams& p, bool wants_dw, ProjectPlan* plan) {
     const int by_registers = 2 * most / warps;
     const int by_memory = int(2 * kMaxSharedBytes / plan->shared);
     const int resident = std::max(1, std::min(by_registers, by_memory));
-    const int64_t wanted = ceil_div(resident * multiprocessors(), p.column_blocks);
+    const int64_t wanted = programs_per_share(resident, p.column_blocks);
     // Strips so short that every warp gets four, but not under 64 rows: each ends in a reduction.
     const int64_t enough = ceil_div(4 * wanted * p.row_warps, int64_t(p.images));
     const int64_t shortest = ceil_div(p.rows, int64_t(4 * kRowsPerMma));

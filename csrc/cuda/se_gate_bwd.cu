@@ -1,5 +1,9 @@
 // The backward of the squeeze-and-excitation MLP: a launch for what is summed over the channels of
 // an image, and one for what is summed over images.
+//
+// Not one: the second needs all of the first, and blocks meet within a cluster, 8 of an H200's 132
+// multiprocessors, or by a counter in memory. The workspace's is undefined before the launch (zeros
+// are one more node of a graph, as dear as a kernel); one that outlives it two streams would share.
 #include "cuda/se_mlp.cuh"
 
 namespace effnet_fast {

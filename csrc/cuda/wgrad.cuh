@@ -120,7 +120,7 @@ inline void plan_wgrad(WgradParams& p, WgradPlan* plan) {
     p.tiles_per_group = ceil_div(p.rows, int64_t(kRowsPerMma));
     p.tiles = p.groups * p.tiles_per_group;
     const int resident = 2 * kWgradWarps / p.warps;
-    const int64_t wanted = ceil_div(resident * multiprocessors(), p.task_blocks);
+    const int64_t wanted = programs_per_share(resident, p.task_blocks);
     // A part costs a copy of dw to write and to read again: eight tiles' rows at least.
     const int64_t parts = std::min(wanted, ceil_div(p.tiles, int64_t(8)));
     p.part_tiles = ceil_div(p.tiles, parts);
