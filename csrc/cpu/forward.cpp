@@ -272,7 +272,9 @@ private:
         const BlockPlan& p = job_.plan.blocks[i];
         const Panels<T>& w = job_.packed.blocks[i].project;
         const int pixels = p.rows.out * p.columns.out, panels = int(w.panels.size());
-        const bool by_panel = panels % team_ == 0;
+        // Of threes and twos one thread would have more.
+        const bool by_panel =
+            panels % team_ == 0 && w.panels.front().count == w.panels.back().count;
         const auto [first, last] = by_panel ? share(panels, tid_, team_) : std::pair(0, panels);
         const auto [left, right] = by_panel ? std::pair(0, pixels) : share(pixels, tid_, team_);
         if (left == right) return;
