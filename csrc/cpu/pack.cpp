@@ -1,9 +1,9 @@
 #include "cpu/pack.h"
 
 #include <algorithm>
-#include <cstdint>
-#include <cstring>
 #include <stdexcept>
+
+#include "cpu/bf16.h"
 
 namespace effnet_fast::cpu {
 
@@ -22,20 +22,14 @@ std::vector<Range> groups_of(int blocks) {
 }
 
 void put(float* to, float value) { *to = value; }
-
-// To nearest, ties to even; NaN stays NaN.
-void put(Bf16* to, float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    const uint32_t rounded = value == value ? bits + 0x7fff + ((bits >> 16) & 1) : bits | 0x400000;
-    to->bits = static_cast<unsigned short>(rounded >> 16);
-}
+void put(Bf16* to, float value) { *to = to_bf16(value); }
 
 const float* pack_rows(Arena& arena, const float* rows, int count, int c) {
     const int width = blocks_of(c) * kBlock;
     float* packed = arena.get<float>(size_t(count) * width);
-    for (int i = 0; i < count; ++i)
+    for (int i = 0; i < count; ++i) {
         std::copy_n(rows + size_t(i) * c, c, packed + size_t(i) * width);
+    }
     return packed;
 }
 

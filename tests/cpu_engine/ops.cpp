@@ -1,7 +1,7 @@
 // The ops of training on random shapes: ops FIRST LAST runs those of seeds FIRST up to LAST, with
-// every instruction set of the machine but AVX2, by one thread and by three. Each array has a memory of its
-// own that ends where it does. A line for results that two runs do not share; the status is 1 if
-// there was any.
+// every instruction set of the machine but AVX2, by one thread and by three. Each array has a memory
+// of its own that ends where it does. A line for results that two runs do not share; the status is 1
+// if there was any.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>

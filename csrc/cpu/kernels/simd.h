@@ -219,8 +219,9 @@ EFFNET_FAST_INLINE void activated(Vec* v) {
     } else {
         EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
             // torch's relu and relu6 keep NaN: so do comparisons that ask for the change.
-            if (act == Activation::relu || act == Activation::relu6)
+            if (act == Activation::relu || act == Activation::relu6) {
                 v[i] = v[i] < 0.0f ? Vec{} : v[i];
+            }
             if (act == Activation::relu6) v[i] = v[i] > 6.0f ? broadcast(6.0f) : v[i];
         }
     }

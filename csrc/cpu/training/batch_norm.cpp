@@ -1,9 +1,8 @@
 // Batch norm's vectors of channels: in fp64, and rounded once.
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 
+#include "cpu/bf16.h"
 #include "cpu/training/ops.h"
 
 namespace effnet_fast::cpu::training {
@@ -12,22 +11,15 @@ namespace {
 double get(const Vector& v, int i, double absent) {
     if (!v.data) return absent;
     if (v.type == Type::f32) return static_cast<const float*>(v.data)[i * v.stride];
-    const uint32_t bits = uint32_t(static_cast<const Bf16*>(v.data)[i * v.stride].bits) << 16;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
+    return to_float(static_cast<const Bf16*>(v.data)[i * v.stride]);
 }
 
 void put(const Vector& v, int i, float value) {
     if (v.type == Type::f32) {
         static_cast<float*>(v.data)[i * v.stride] = value;
-        return;
+    } else {
+        static_cast<Bf16*>(v.data)[i * v.stride] = to_bf16(value);
     }
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    // To nearest, ties to even; NaN stays NaN.
-    bits = std::isnan(value) ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1);
-    static_cast<Bf16*>(v.data)[i * v.stride].bits = static_cast<unsigned short>(bits >> 16);
 }
 
 // torch's: exact at both ends.

@@ -59,6 +59,7 @@ void bn_bwd_reduce(const Run& run, const Shape& shape, const Behind& behind, con
 void bn_residual_bwd(const Run& run, const Shape& shape, const Behind& behind, const Map& y,
                      void* dy);
 void moments(const Run& run, const Shape& shape, const Map& x, float* stats);
+
 // [C] fp32 or bf16 values, `stride` values apart; data null: absent.
 struct Vector {
     void* data;
@@ -106,6 +107,7 @@ struct ExcitationGradients {
 // sums [5,N,C].
 void se_gate_bwd(const Run& run, const Excitation& e, const float* sums, const float* gate,
                  const float* pooled, long hw, const ExcitationGradients& out);
+
 void se_pool(const Run& run, const Shape& shape, const Map& x, const Prologue& prologue,
              float* pooled);
 void se_bwd_reduce(const Run& run, const Shape& shape, const void* g, const Map& x,

@@ -146,12 +146,13 @@ void pointwise_bwd(const Run& run, const PointwiseBackward& p) {
         }
         if (p.dw) {
             float* a = operands[worker];
-            for_segments(chunk, in, flat, [&](int n, long pixel, int count, int place) {
-                if (p.sums) return;  // their pass has left it there
-                const Tile tile = {in.type, in.c, count, in.c, stride};
-                run.kernels.load(
-                    load_operand(tile, in, p.x, p.prologue, n, pixel, a + place * kBlock));
-            });
+            if (!p.sums) {  // else their pass has left it there
+                for_segments(chunk, in, flat, [&](int n, long pixel, int count, int place) {
+                    const Tile tile = {in.type, in.c, count, in.c, stride};
+                    run.kernels.load(
+                        load_operand(tile, in, p.x, p.prologue, n, pixel, a + place * kBlock));
+                });
+            }
             run.kernels.outer({d, a, weights[worker].add(chunk.pixels()), stride, stride,
                                padded(in.c), chunk.pixels(), p.k, padded(in.c)});
         }

@@ -77,8 +77,9 @@ void combine(const training::Combine& p) {
         for (; j < p.rows; ++j) combine_column<1>(p, j);
         return;
     }
-    for (; j + 2 * kLanes <= p.columns; j += 2 * kLanes)
+    for (; j + 2 * kLanes <= p.columns; j += 2 * kLanes) {
         combine_rows<kCombined, 2>(p, 0, j, Whole{});
+    }
     for (; j + kLanes <= p.columns; j += kLanes) combine_rows<kCombined, 1>(p, 0, j, Whole{});
     if (j < p.columns) combine_rows<kCombined, 1>(p, 0, j, Part{p.columns - j});
 }
