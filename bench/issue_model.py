@@ -25,21 +25,17 @@ from __future__ import annotations
 
 import argparse
 import re
-import subprocess
-import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.layer_model import table
-from bench.multiprocessor import INTERVALS, UNIT_OF, bytes_of
-from bench.sass import Loop, Program, cuobjdump, find_nvcc, programs, steady_loop
+from bench.layer_model import CLOCK, MULTIPROCESSORS, VECTOR, table
+from bench.multiprocessor import INTERVALS, SCHEDULERS, UNIT_OF, bytes_of
+from bench.sass import Loop, compiled, cuobjdump, programs, steady_loop
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
-SLOTS_PER_SECOND = 132 * 4 * 32 * 1.755e9
+SLOTS_PER_SECOND = MULTIPROCESSORS * SCHEDULERS * 32 * CLOCK
 BYTES_PER_SECOND = 3.0e12
-VECTOR = 16
 
 SHARED_BYTES_PER_CLOCK = 128
 SHUFFLE_CLOCKS = 4  # of a scheduler: 32 lanes a clock for all four
@@ -136,21 +132,6 @@ def estimate(loop: Loop, model: Model) -> Estimate:
     )
 
 
-def compile_for_sm_90(kernel: str) -> Iterator[Program]:
-    """The programs of every .cu whose name contains ``kernel``."""
-    nvcc = find_nvcc()
-    if nvcc is None:
-        raise SystemExit("nvcc is neither in $CUDA_HOME/bin nor in PATH")
-    with tempfile.TemporaryDirectory() as scratch:
-        for source in sorted((CSRC / "cuda").glob("*.cu")):
-            if kernel not in source.name:
-                continue
-            cubin = Path(scratch, f"{source.stem}.cubin")
-            command = [nvcc, "-std=c++17", "-O3", f"-I{CSRC}", "-arch=sm_90", "-cubin"]
-            subprocess.run([*command, str(source), "-o", str(cubin)], check=True)
-            yield from programs(cubin)
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
@@ -167,7 +148,8 @@ def main() -> None:
         for line in table(chosen.records):
             print(line, flush=True)
         return
-    found = programs(chosen.cubin) if chosen.cubin else compile_for_sm_90(chosen.kernel)
+    sources = sorted((CSRC / "cuda").glob(f"*{chosen.kernel}*.cu"))
+    found = programs(chosen.cubin) if chosen.cubin else compiled(sources, CSRC)
     by_name = {program.name: program for program in found}
     print("A static model of sm_90, bf16: slots per 16-byte vector. Not a measurement.")
     print("| kernel | slots | memory delivers in | binding | narrow units |")

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from bench import records
 from bench.multiprocessor import Access, Machine, clocks_per_pass
-from bench.sass import Instruction, Loop, Program, find_nvcc, programs, steady_loop
+from bench.sass import Instruction, Loop, Program, compiled, steady_loop
 
 ROOT = Path(__file__).resolve().parents[1]
 MULTIPROCESSORS = 132
@@ -105,19 +105,6 @@ def tiles(csrc: Path, layers: Sequence[Layer]) -> list[TileOf | None]:
         )
         said = subprocess.run([program], input=asked, capture_output=True, text=True, check=True)
     return [TileOf(*map(int, a.split())) if a else None for a in said.stdout.splitlines()]
-
-
-def kernels(csrc: Path) -> Iterator[Program]:
-    """Of both depthwise files that a model exists for, for sm_90."""
-    nvcc = find_nvcc()
-    if nvcc is None:
-        raise SystemExit("nvcc is neither in $CUDA_HOME/bin nor in PATH")
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in SOURCES:
-            cubin = Path(scratch, f"{name}.cubin")
-            command = [nvcc, "-std=c++17", "-O3", f"-I{csrc}", "-arch=sm_90", "-cubin"]
-            subprocess.run([*command, f"{csrc}/cuda/{name}.cu", "-o", str(cubin)], check=True)
-            yield from programs(cubin)
 
 
 def lines_per_chunk(c: int, chunk: int) -> float:
@@ -238,7 +225,7 @@ def predictions(
     csrc: Path, layers: Sequence[Layer], bytes_per_second: float
 ) -> list[Prediction | None]:
     """Of every layer that these sources' modelled kernels take."""
-    found = list(kernels(csrc))
+    found = list(compiled([csrc / "cuda" / f"{name}.cu" for name in SOURCES], csrc))
     answers: list[Prediction | None] = []
     for layer, tile in zip(layers, tiles(csrc, layers), strict=True):
         program = next((p for p in found if re.search(kernel_of(layer), p.name)), None)

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bench.sass import Instruction
+from bench.sass import REGISTER, Instruction
 
 SCHEDULERS = 4
 
@@ -39,7 +39,6 @@ LATENCIES = {"shared": 29.0, "shuffle": 24.0, "mufu": 20.0, "tensor": 33.0, "oth
 GLOBAL_LATENCY = 600.0
 QUEUE = 48.0  # clocks of work that may wait before a shared unit
 WRITES = 2000.0  # and before memory
-REGISTER = re.compile(r"\bR(\d+)\b")
 SUBSET = re.compile(r"\.(?:U|S)?(8|16|32|64|128)\b")
 
 

@@ -7,7 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -39,6 +40,19 @@ def cuobjdump() -> str | None:
     if triton is not None and triton.origin is not None:
         beside.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
     return next((str(p / "cuobjdump") for p in beside if (p / "cuobjdump").exists()), None)
+
+
+def compiled(sources: Iterable[Path], csrc: Path) -> Iterator[Program]:
+    """The programs of CUDA files that include from ``csrc``, for sm_90."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise SystemExit("nvcc is neither in $CUDA_HOME/bin nor in PATH")
+    with tempfile.TemporaryDirectory() as scratch:
+        for source in sources:
+            cubin = Path(scratch, f"{source.stem}.cubin")
+            command = [nvcc, "-std=c++17", "-O3", f"-I{csrc}", "-arch=sm_90", "-cubin"]
+            subprocess.run([*command, str(source), "-o", str(cubin)], check=True)
+            yield from programs(cubin)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-// How the depthwise launchers cut layers into blocks, for bench/issue_model.py. No GPU and no nvcc:
+// How the depthwise launchers cut layers into blocks, for bench/layer_model.py. No GPU and no nvcc:
 //
 //     g++ -std=c++17 -O0 -w -include cuda_emulator.h -DEFFNET_FAST_CUDA_ARCHS=90
 //         -I csrc -I tests/cuda_emu -I <CUDA's headers> bench/tiles.cpp -Wl,--unresolved-symbols=ignore-all
 //
 // Reads lines "mode kernel stride N C H W multiprocessors" (mode plain, inference, training or
 // backward; bf16, padding as in EfficientNet) and answers each with the launch and its tile, as
-// TileOf in bench/issue_model.py names them. The launchers are the library's own; nothing runs.
+// TileOf in bench/layer_model.py names them. The launchers are the library's own; nothing runs.
 #include "cuda/depthwise_bwd.cu"
 #include "cuda/depthwise_tensor.cu"
 
