@@ -92,13 +92,20 @@ def _load(x: Tensor, affine: Tensor | None, act: str, gate: Tensor | None = None
     return a if gate is None else a * _channels(gate)
 
 
-def _epilogue(y: Tensor, out_bn: list[Tensor | None], eps: float, act: str) -> Tensor:
-    if not out_bn:
-        return activate(y, act)
+def running_statistics(
+    out_bn: list[Tensor | None],
+) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+    """(weight, bias, mean, variance) of an ``out_bn`` that is not empty."""
     weight, bias, mean, var = out_bn
     assert mean is not None
     assert var is not None
-    affine, _ = bn_fold(weight, bias, mean, var, eps, y.dtype)
+    return weight, bias, mean, var
+
+
+def _epilogue(y: Tensor, out_bn: list[Tensor | None], eps: float, act: str) -> Tensor:
+    if not out_bn:
+        return activate(y, act)
+    affine, _ = bn_fold(*running_statistics(out_bn), eps, y.dtype)
     return activate(_apply_affine(y, affine), act)
 
 

@@ -26,6 +26,7 @@ from effnet_fast.backends import choose
 from effnet_fast.ops.shapes import (
     new_acc,
     new_conv_map,
+    new_excitation_grads,
     new_grads,
     new_like,
     new_map,
@@ -94,15 +95,6 @@ def _depthwise(x, weight, stride, padding, *rest):  # type: ignore[no-untyped-de
     strips = (p + POOL_ROWS - 1) // POOL_ROWS
     reduced = {"stats": (2, c), "pool": (strips, n, c), "none": (0,)}[rest[-1]]
     return y, new_acc(x, *reduced)
-
-
-def _se_gate_bwd(sums, gate, pooled, w_reduce, b_reduce, w_expand, act, hw):  # type: ignore[no-untyped-def]
-    r, c = w_reduce.shape[:2]
-    return (
-        torch.empty_like(gate),
-        new_acc(gate, *w_reduce.shape), new_acc(gate, r),
-        new_acc(gate, *w_expand.shape), new_acc(gate, c), new_acc(gate, 2, c),
-    )  # fmt: skip
 
 
 def _pointwise_bwd(g, y, x, weight, *rest):  # type: ignore[no-untyped-def]
@@ -184,7 +176,9 @@ se_bwd_reduce = _define(
 se_gate_bwd = _define(
     "se_gate_bwd(Tensor sums, Tensor gate, Tensor pooled, Tensor w_reduce, Tensor b_reduce,"
     " Tensor w_expand, str act, SymInt hw) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _se_gate_bwd,
+    lambda sums, gate, pooled, w_reduce, b_reduce, w_expand, *rest: new_excitation_grads(
+        gate, w_reduce, w_expand
+    ),
 )
 conv2d_bwd = _define(
     "conv2d_bwd(Tensor g, Tensor y, Tensor x, Tensor weight, SymInt stride, SymInt[] padding,"

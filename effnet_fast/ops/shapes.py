@@ -42,6 +42,17 @@ def new_grads(x: Tensor, weight: Tensor, need_dx: bool, need_dw: bool) -> tuple[
     return dx, new_acc(x, *weight.shape) if need_dw else new_acc(x, 0)
 
 
+def new_excitation_grads(
+    gate: Tensor, w_reduce: Tensor, w_expand: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Uninitialised dpool [N,C], dw_reduce, db_reduce, dw_expand, db_expand, bn_sums [2,C]."""
+    r, c = w_reduce.shape[:2]
+    return (
+        new_acc(gate, *gate.shape), new_acc(gate, *w_reduce.shape), new_acc(gate, r),
+        new_acc(gate, *w_expand.shape), new_acc(gate, c), new_acc(gate, 2, c),
+    )  # fmt: skip
+
+
 def new_norm_pair(x: Tensor, channels: int, acc: torch.dtype) -> tuple[Tensor, Tensor]:
     """Uninitialised (affine, norm), [2, channels] each."""
     return x.new_empty((2, channels), dtype=acc), x.new_empty((2, channels), dtype=acc)

@@ -15,6 +15,7 @@ from effnet_fast.ops.on_cpu.bridge import (
     vector,
 )
 from effnet_fast.ops.shapes import new_acc, new_like, new_norm_pair
+from effnet_fast.reference import running_statistics
 
 
 def bn_fold(
@@ -33,12 +34,7 @@ def bn_fold(
 
 def fold(out_bn: list[Tensor | None], eps: float) -> Tensor | None:
     """The affine [2,C] of an epilogue's batch norm; None for an empty list."""
-    if not out_bn:
-        return None
-    weight, bias, mean, var = out_bn
-    assert mean is not None
-    assert var is not None
-    return bn_fold(weight, bias, mean, var, eps, torch.float32)[0]
+    return bn_fold(*running_statistics(out_bn), eps, torch.float32)[0] if out_bn else None
 
 
 def bn_finalize(

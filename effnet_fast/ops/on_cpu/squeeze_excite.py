@@ -15,7 +15,7 @@ from effnet_fast.ops.on_cpu.bridge import (
     prologue,
     strided,
 )
-from effnet_fast.ops.shapes import new_acc
+from effnet_fast.ops.shapes import new_acc, new_excitation_grads
 
 
 def se_pool(x: Tensor, affine: Tensor | None, act: str) -> Tensor:
@@ -65,10 +65,7 @@ def se_gate_bwd(
     """-> dpool [N,C], dw_reduce, db_reduce, dw_expand, db_expand, bn_sums [2,C]."""
     n, c = gate.shape
     r = w_reduce.shape[0]
-    results = (
-        new_acc(gate, n, c), new_acc(gate, *w_reduce.shape), new_acc(gate, r),
-        new_acc(gate, *w_expand.shape), new_acc(gate, c), new_acc(gate, 2, c),
-    )  # fmt: skip
+    results = new_excitation_grads(gate, w_reduce, w_expand)
     sums, gate, pooled = sums.contiguous(), gate.contiguous(), pooled.contiguous()
     reduce, bias, expand = matrix(w_reduce), matrix(b_reduce), matrix(w_expand)
     native().se_gate_bwd(

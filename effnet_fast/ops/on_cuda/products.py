@@ -14,7 +14,7 @@ from torch import Tensor
 from effnet_fast.ops.on_cuda.batch_norm import bn_fold, bn_residual, bn_residual_bwd
 from effnet_fast.ops.on_cuda.squeeze_excite import se_bwd_reduce, se_pool
 from effnet_fast.ops.shapes import new_acc, new_like
-from effnet_fast.reference import Padding
+from effnet_fast.reference import Padding, running_statistics
 
 
 def _padded(x: Tensor, padding: Padding) -> tuple[Tensor, list[int]]:
@@ -33,12 +33,7 @@ def _convolve(x: Tensor, weight: Tensor, stride: int, padding: Padding) -> Tenso
 
 
 def _fold(out_bn: list[Tensor | None], eps: float) -> Tensor | None:
-    if not out_bn:
-        return None
-    weight, bias, mean, var = out_bn
-    assert mean is not None
-    assert var is not None
-    return bn_fold(weight, bias, mean, var, eps, torch.float32)[0]
+    return bn_fold(*running_statistics(out_bn), eps, torch.float32)[0] if out_bn else None
 
 
 def _epilogue(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from effnet_fast.ops.on_cuda import bridge
@@ -18,7 +17,7 @@ from effnet_fast.ops.on_cuda.bridge import (
     param,
     strided,
 )
-from effnet_fast.ops.shapes import new_acc
+from effnet_fast.ops.shapes import new_acc, new_excitation_grads
 
 
 def se_pool(x: Tensor, affine: Tensor | None, act: str) -> Tensor:
@@ -75,10 +74,7 @@ def se_gate_bwd(
     """-> dpool [N,C], dw_reduce, db_reduce, dw_expand, db_expand, bn_sums [2,C]."""
     n, c = gate.shape
     r = w_reduce.shape[0]
-    results = (
-        torch.empty_like(gate), new_acc(gate, *w_reduce.shape), new_acc(gate, r),
-        new_acc(gate, *w_expand.shape), new_acc(gate, c), new_acc(gate, 2, c),
-    )  # fmt: skip
+    results = new_excitation_grads(gate, w_reduce, w_expand)
     weights, _held = _weights(w_reduce, b_reduce, w_expand, None)
     bridge.native().se_gate_bwd(
         (n, c, r), hw, sums.data_ptr(), gate.data_ptr(), pooled.data_ptr(), weights,

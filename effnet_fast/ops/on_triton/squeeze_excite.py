@@ -8,7 +8,7 @@ from effnet_fast.kernels import reduce, tuning, walk
 from effnet_fast.kernels import squeeze_excite as kernel
 from effnet_fast.kernels import squeeze_excite_bwd as kernel_bwd
 from effnet_fast.ops.on_triton.common import TYPE_NAMES, pixels
-from effnet_fast.ops.shapes import new_acc
+from effnet_fast.ops.shapes import new_acc, new_excitation_grads
 
 
 def _plan(op: str, x: Tensor, elements: int) -> tuple[walk.Walk, walk.Config]:
@@ -78,21 +78,16 @@ def se_gate_bwd(
     """-> dpool [N,C], dw_reduce, db_reduce, dw_expand, db_expand, bn_sums [2,C]."""
     n, c = gate.shape
     r = w_reduce.shape[0]
-    dpool = new_acc(gate, n, c)
-    d_mlp = (
-        new_acc(gate, *w_reduce.shape), new_acc(gate, r),
-        new_acc(gate, *w_expand.shape), new_acc(gate, c),
-    )  # fmt: skip
-    bn_sums = new_acc(gate, 2, c)
+    results = new_excitation_grads(gate, w_reduce, w_expand)
     if n == 0:
-        for result in (*d_mlp, bn_sums):
+        for result in results:  # dpool is empty
             result.zero_()
-        return dpool, *d_mlp, bn_sums
+        return results
     hidden, du = new_acc(gate, n, r), new_acc(gate, n, r)
     key = kernel.gate_class(n, c, r, TYPE_NAMES[w_reduce.dtype])
     config = tuning.pick("se_gate_bwd", key, kernel_bwd.default_gate_bwd_config(c, r))
     kernel_bwd.launch_se_gate_bwd(
         sums, gate, pooled, w_reduce.contiguous(), b_reduce.contiguous(), w_expand.contiguous(),
-        hidden, du, dpool, *d_mlp, bn_sums, (n, c, r), hw, act, config,
+        hidden, du, *results, (n, c, r), hw, act, config,
     )  # fmt: skip
-    return dpool, *d_mlp, bn_sums
+    return results
