@@ -22,16 +22,18 @@
 namespace effnet_fast {
 namespace {
 
-template <class T, int K, int S, bool kPrologue>
+template <class T, int K, int S, bool kPrologue, bool kBoxes>
 __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                                   TensorUnroll<T, K, S, kPrologue>::kResident)
-    depthwise_tensor_kernel(const FwdParams p) {
+    depthwise_tensor_kernel(const FwdParams p, const __grid_constant__ RowMaps<S> maps) {
+    if (kBoxes && !kBoxCopies) return;
     using U = TensorUnroll<T, K, S, kPrologue>;
     constexpr int kSums = 2 * kVectorsPerWarp;  // channels of a lane: 2 of each vector
     const DepthwiseShape& shape = p.op.shape;
     const Tile& tile = p.tile;
     const int octets = tile.groups * tile.images;
-    const int row_bytes = tile.columns_in * tile.images * kTensorPitch;
+    const RowLayout<S, kBoxes> layout(tile);
+    const int row_bytes = layout.bytes;
     EFFNET_FAST_DYNAMIC_SHARED(unsigned char, ring);                // [kRing][row]
     unsigned char* const split_rows = ring + U::kRing * row_bytes;  // [2][high, low][row]
     // [vectors * 4][scale, scale, shift, shift] of y, then [scale, shift][kTensorLine] of x
@@ -57,13 +59,9 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
     const auto channel_of = [&](int k) { return channel + k / 2 * kVector<T> + k % 2; };
     // This lane's row of the matrices of two octets x (two columns or two vectors).
     const int of_row = octet + lane / 8 % 2 < octets ? octet + lane / 8 % 2 : 0;
-    const int row_place =
-        (of_row / tile.groups * tile.columns_in + of_row % tile.groups * kOctet + lane % 8) *
-            kTensorPitch +
-        pair * kVectorsPerWarp * kVectorBytes;
-    const int next_column = S == 1 ? kTensorPitch : tile.columns_in / 2 * kTensorPitch;
-    const int pairs_place = row_place + lane / 16 * next_column;
-    const int singles_place = row_place + lane / 16 * kVectorBytes;
+    const LanePlaces<K, S, kBoxes> places(
+        layout, of_row / tile.groups * layout.columns + of_row % tile.groups * kOctet + lane % 8,
+        pair * kVectorsPerWarp);
 
     uint32_t taps[kVectorsPerWarp][K][K];
 #pragma unroll
@@ -91,13 +89,18 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
         }
     }
     if (kPrologue) store_some(shifts, {0.0f, 0.0f, 0.0f, 0.0f});
+    if (kBoxes && threadIdx.x == 0) {
+        make_box_barriers(ring + row_bytes - int(sizeof(BoxBarrier)), U::kRing, row_bytes);
+    }
     const bool stats = kPrologue && p.op.reduce == Reduce::kStats;
     const bool pools = p.op.reduce == Reduce::kPool;
     // Of channel k over all items: its sum and, kSums further on, squares, both about `shifts`; or
     // [octet][channel] over a strip of kPoolRows rows.
     float sums[2 * kSums] = {};
 
-    TensorLoader<T, S, U::kSlots> loader;
+    std::conditional_t<kBoxes, BoxLoader<S>, TensorLoader<T, S, U::kSlots>> loader;
+    const auto next = [&](int at) { return at == (U::kRing - 1) * row_bytes ? 0 : at + row_bytes; };
+    int slot = 0, parity = 0;  // of the ring's row that is read next: its place, its barrier's phase
     for (int item = part; item < tile.items; item += tile.parts) {
         const int image0 = item / tile.strips * tile.images;
         const int p0 = (item % tile.strips) * tile.rows;
@@ -107,9 +110,9 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
         for (int column_tile = 0; column_tile < tile.column_tiles; column_tile++) {
             const int q0 = column_tile * tile.groups * kOctet;
             __syncthreads();  // the ring's last rows have been read; the affine is there
-            loader.place(tile, p.op.x, shape.n, shape.w, shape.c, image0, h0,
+            loader.place(tile, layout, p.op.x, shape.n, shape.w, shape.c, image0, h0,
                          q0 * S - shape.pad_left, first_channel(), kPrologue ? split_rows : ring,
-                         kPrologue ? U::kSplitRows : U::kRing, row_bytes);
+                         kPrologue ? U::kSplitRows : U::kRing);
             // This lane's pixel of either octet: the 8 of its 32 bytes that this lane stores, in
             // the next row of y; whether it exists, and whether those do.
             unsigned char* y[kOctetsPerWarp];
@@ -135,22 +138,26 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
             const auto in_x = [&](int step) {
                 return unsigned(step - first) < unsigned(last - first);
             };
+            // Boxes bring the others too, as zeros: no barrier then is a phase behind.
+            const int copied = kBoxes ? steps : last;
+            int free_slot = slot;
 #pragma unroll 1
             for (int step = 0; step < U::kRing - 1; step++) {
-                if (in_x(step)) loader.start(ring + step * row_bytes);
+                if (kBoxes ? step < steps : in_x(step)) {
+                    loader.start(ring + free_slot, layout, maps);
+                }
                 loader.advance(p.x_row_bytes);
-                commit_async();
+                free_slot = next(free_slot);
             }
             // Output rows that begin above x find their accumulators as they are set here.
             float acc[U::kAccumulators][kVectorsPerWarp][4] = {};
             int flush = pools ? min((kPoolRows - 1) * S + K - 1, steps - 1) : steps;
-            int slot = 0, free_slot = (U::kRing - 1) * row_bytes;
             for (int step0 = 0; step0 < steps; step0 += U::kPeriod) {
 #pragma unroll
                 for (int phase = 0; phase < U::kPeriod; phase++) {
                     const int step = step0 + phase;
                     if (step >= steps) break;
-                    wait_async<U::kRing - 2>();
+                    loader.template wait_for_own<U::kRing - 2>();
                     const unsigned char* row = ring + slot;
                     if constexpr (kPrologue) {
                         unsigned char* const high = split_rows + step % 2 * 2 * row_bytes;
@@ -168,19 +175,19 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
                     }
                     __syncthreads();
                     // The row before this one has been read by all: its place takes the next row.
-                    if (step < last - (U::kRing - 1)) loader.start(ring + free_slot);
+                    if (step < copied - (U::kRing - 1)) {
+                        loader.start(ring + free_slot, layout, maps);
+                    }
                     loader.advance(p.x_row_bytes);
-                    commit_async();
+                    loader.wait_for_row(ring + slot, layout, parity);
                     free_slot = slot;
-                    slot = slot == (U::kRing - 1) * row_bytes ? 0 : slot + row_bytes;
+                    slot = next(slot);
+                    if (slot == 0) parity ^= 1;
                     if (!works) continue;
                     if (in_x(step)) {
-                        multiply_row<T, K, S>(acc, taps, row + pairs_place, row + singles_place,
-                                              phase, true);
+                        multiply_row<T, K, S>(acc, taps, row, places, phase, true);
                         if constexpr (kPrologue) {
-                            row += row_bytes;
-                            multiply_row<T, K, S>(acc, taps, row + pairs_place, row + singles_place,
-                                                  phase, false);
+                            multiply_row<T, K, S>(acc, taps, row + row_bytes, places, phase, false);
                         }
                     }
                     if ((phase - (K - 1) + U::kPeriod * K) % S != 0 || step < K - 1) continue;
@@ -349,27 +356,61 @@ Tile tile_of(const DepthwiseArgs& args) {
     return make_tile(limits, s.n, s.c, s.p, s.q, kTensorVectors);
 }
 
-template <class T, int K, int S, bool kPrologue>
-cudaError_t launch_depthwise_tensor(FwdParams& p, cudaStream_t stream) {
+// x as RowMaps has it; false: boxes do not fit.
+template <int S>
+bool box_sources(const DepthwiseArgs& args, const Tile& tile, BoxSource (&sources)[S]) {
+    const DepthwiseShape& s = args.shape;
+    bool fit = tile.vectors == kTensorVectors;
+    for (int plane = 0; plane < S; plane++) {
+        BoxSource& source = sources[plane];
+        source = {args.x, s.n, s.h, ceil_div(s.w - plane, S), s.c, tile.images, tile.columns_in / S};
+        source.map.data = static_cast<const uint16_t*>(args.x.data) + plane * args.x.w_stride;
+        source.map.w_stride *= S;
+        fit = fit && boxes_fit(source);
+    }
+    return fit;
+}
+
+template <class T, int K, int S, bool kPrologue, bool kBoxes>
+cudaError_t launch_rows(const FwdParams& p, const RowMaps<S>& maps, cudaStream_t stream) {
     using U = TensorUnroll<T, K, S, kPrologue>;
-    const DepthwiseShape& shape = p.op.shape;
-    const Tile& tile = p.tile = tile_of<T, K, S, kPrologue>(p.op);
-    const Map y = dense_map(p.op.y, shape.p, shape.q, shape.c);
-    if (!offsets_fit(p.op.x, tile) || !offsets_fit(y, tile)) return cudaErrorInvalidValue;
+    const Tile& tile = p.tile;
     const int strips = p.op.reduce == Reduce::kPool ? tile.rows / kPoolRows : 0;
     const size_t floats = size_t(U::kLineRows) * kTensorLine + U::kThreadFloats * tile.threads +
                           size_t(strips) * cells_of(tile.groups * tile.images) * kTensorLine;
     const size_t stream_bytes =
-        size_t(tile.columns_in) * tile.images * U::kPixelBytes + floats * sizeof(float);
+        size_t(U::kRing + U::kSplitRows) * RowLayout<S, kBoxes>(tile).bytes + floats * sizeof(float);
     const size_t merge_bytes = kPrologue ? size_t(9) * tile.threads * sizeof(float) : 0;
+    return launch(depthwise_tensor_kernel<T, K, S, kPrologue, kBoxes>,
+                  dim3(unsigned(tile.channel_blocks * tile.parts)), dim3(tile.threads),
+                  std::max(stream_bytes, merge_bytes), stream, p, maps);
+}
+
+template <class T, int K, int S, bool kPrologue>
+cudaError_t launch_depthwise_tensor(FwdParams& p, cudaStream_t stream) {
+    const DepthwiseShape& shape = p.op.shape;
+    const Tile& tile = p.tile = tile_of<T, K, S, kPrologue>(p.op);
+    const Map y = dense_map(p.op.y, shape.p, shape.q, shape.c);
+    if (!offsets_fit(p.op.x, tile) || !offsets_fit(y, tile)) return cudaErrorInvalidValue;
     p.x_row_bytes = int(p.op.x.h_stride) * int(sizeof(T));
     p.y_row_bytes = shape.q * shape.c * int(sizeof(T));
     p.partials = static_cast<float*>(p.op.workspace);
     p.counts = p.partials == nullptr ? nullptr : p.partials + size_t(2) * shape.c * tile.parts;
-    const cudaError_t status =
-        launch(depthwise_tensor_kernel<T, K, S, kPrologue>,
-               dim3(unsigned(tile.channel_blocks * tile.parts)), dim3(tile.threads),
-               std::max(stream_bytes, merge_bytes), stream, p);
+    RowMaps<S> maps = {};
+    if constexpr (!kPrologue) {
+        BoxSource sources[S];
+        bool boxes = box_sources<S>(p.op, tile, sources);
+        cudaError_t status = cudaSuccess;
+        if (boxes) {
+            status = has_box_copies(depthwise_tensor_kernel<T, K, S, kPrologue, true>, &boxes);
+        }
+        for (int plane = 0; plane < S && boxes && status == cudaSuccess; plane++) {
+            status = make_boxes(sources[plane], &maps.of[plane]);
+        }
+        if (status != cudaSuccess) return status;
+        if (boxes) return launch_rows<T, K, S, kPrologue, true>(p, maps, stream);
+    }
+    const cudaError_t status = launch_rows<T, K, S, kPrologue, false>(p, maps, stream);
     if (status != cudaSuccess || p.op.reduce != Reduce::kStats) return status;
     return launch_merge_moments(p.partials, p.counts, tile.parts, shape.c, p.op.reduced, stream);
 }

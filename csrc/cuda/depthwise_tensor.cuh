@@ -2,6 +2,7 @@
 // instantiation, the copies that fill its ring, its operands and its sums.
 #pragma once
 
+#include "cuda/box_copy.cuh"
 #include "cuda/depthwise_fwd.cuh"
 #include "cuda/tensor_core.cuh"
 
@@ -42,11 +43,45 @@ __host__ __device__ inline int cells_of(int octets) {
     return ceil_div(octets, kOctetsPerWarp) * kOctetsPerWarp;
 }
 
+// How a row of the ring lies in shared memory: [plane][images][columns_in / S][vectors]. At stride 2
+// the even columns of a row come first and then the odd ones, so that the columns which neighbouring
+// outputs read at one tap are neighbours too. A row that boxes fill ends in their barrier.
+template <int S, bool kBoxes>
+struct RowLayout {
+    int columns;  // of an image in a plane
+    int pixels;   // of a plane,
+    int plane;    // and from it to the next
+    int bytes;    // from row to row of the ring
+
+    __host__ __device__ explicit RowLayout(const Tile& tile) {
+        constexpr int kPixels = kBoxAlignment / kBoxBytes;
+        columns = tile.columns_in / S;
+        pixels = columns * tile.images;
+        plane = kBoxes && S > 1 ? ceil_div(pixels, kPixels) * kPixels : pixels;
+        const int whole = (S - 1) * plane + pixels;
+        bytes = kBoxes ? ceil_div(whole * kBoxBytes + kBarrierBytes, kBoxAlignment) * kBoxAlignment
+                       : whole * kTensorPitch;
+    }
+    __device__ static int place(int pixel, int vector) {
+        return kBoxes ? swizzled(pixel * kBoxBytes + vector * kVectorBytes)
+                      : pixel * kTensorPitch + vector * kVectorBytes;
+    }
+    __device__ BoxBarrier* barrier(unsigned char* row) const {
+        return reinterpret_cast<BoxBarrier*>(row + bytes - kBarrierBytes);
+    }
+
+    static constexpr int kBarrierBytes = int(sizeof(BoxBarrier));
+    static_assert(kTensorVectors * kVectorBytes == kBoxBytes, "a block's channels are a box's");
+};
+
+// x for boxes: at stride 2 its even columns and its odd ones are a tensor each.
+template <int S>
+struct RowMaps {
+    BoxMap of[S];
+};
+
 // The vectors of a row that one thread copies: slot s is vector threadIdx.x + s * blockDim.x of
 // [images, columns_in, vectors]. blockDim.x is a multiple of `vectors`.
-//
-// At stride 2 the even columns of a row come first and then the odd ones, so that the columns which
-// neighbouring outputs read at one tap are neighbours too.
 template <class T, int S, int kSlots>
 struct TensorLoader {
     const unsigned char* from[kSlots];  // of slot s in the row that is copied next
@@ -54,9 +89,10 @@ struct TensorLoader {
 
     // What lies outside the tensor is zeroed in the `rows` rows at `zeroed` that products read, and
     // is never written again.
-    __device__ __forceinline__ void place(const Tile& tile, const Map& x, int n, int w, int c,
-                                          int image0, int row0, int column0, int channel0,
-                                          unsigned char* zeroed, int rows, int row_bytes) {
+    __device__ __forceinline__ void place(const Tile& tile, const RowLayout<S, false>& layout,
+                                          const Map& x, int n, int w, int c, int image0, int row0,
+                                          int column0, int channel0, unsigned char* zeroed,
+                                          int rows) {
         const int64_t start =
             image0 * x.n_stride + row0 * x.h_stride + column0 * x.w_stride + channel0;
         const int vector = threadIdx.x % tile.vectors;
@@ -64,32 +100,44 @@ struct TensorLoader {
         for (int s = 0; s < kSlots; s++) {
             const int pixel = (threadIdx.x + s * blockDim.x) / tile.vectors;
             const int image = pixel / tile.columns_in, column = pixel - image * tile.columns_in;
-            const int at = S == 1 ? column : column / 2 + column % 2 * (tile.columns_in / 2);
             from[s] = opaque_global(static_cast<const unsigned char*>(x.data) +
                                     (start + image * x.n_stride + column * x.w_stride +
                                      vector * kVector<T>)*int64_t(sizeof(T)));
-            to[s] = (image * tile.columns_in + at) * kTensorPitch + vector * kVectorBytes;
+            to[s] = layout.place(column % S * layout.plane + image * layout.columns + column / S,
+                                 vector);
             const bool exists = image < tile.images;
             const bool inside = exists && image0 + image < n && column0 + column >= 0 &&
                                 column0 + column < w && channel0 + vector * kVector<T> < c;
             for (int r = 0; r < rows && exists && !inside; r++) {
-                *reinterpret_cast<uint4*>(zeroed + r * row_bytes + to[s]) = uint4{};
+                *reinterpret_cast<uint4*>(zeroed + r * layout.bytes + to[s]) = uint4{};
             }
             if (!inside) to[s] = -1;
         }
     }
 
-    // Starts the copies of the next row, or of what lies `beside` it in another tensor.
-    __device__ __forceinline__ void start(unsigned char* row, int64_t beside = 0) const {
+    // Starts the copies of the next row.
+    __device__ __forceinline__ void start(unsigned char* row, const RowLayout<S, false>&,
+                                          const RowMaps<S>&) const {
 #pragma unroll
         for (int s = 0; s < kSlots; s++) {
-            if (to[s] >= 0) copy_async<kVectorBytes>(row + to[s], from[s] + beside, true);
+            if (to[s] >= 0) copy_async<kVectorBytes>(row + to[s], from[s], true);
         }
     }
+    // Closes it: a group of copies, be it empty.
     __device__ __forceinline__ void advance(int row_bytes) {
 #pragma unroll
         for (int s = 0; s < kSlots; s++) from[s] += row_bytes;
+        commit_async();
     }
+
+    // Until this thread's copies are there, but those of the last kPending rows. The block's barrier
+    // makes them everybody's.
+    template <int kPending>
+    __device__ __forceinline__ void wait_for_own() const {
+        wait_async<kPending>();
+    }
+    __device__ __forceinline__ void wait_for_row(unsigned char*, const RowLayout<S, false>&,
+                                                 int) const {}
 
     // high + low = f(row) to 16 bits, for every vector of this thread; its copies are complete.
     template <class F>
@@ -115,29 +163,85 @@ struct TensorLoader {
     }
 };
 
+// The same rows by boxes, for which one thread asks. Zeros arrive for what lies outside the tensor.
+template <int S>
+struct BoxLoader {
+    int channel, column, row, image;  // where the box of the row that is copied next begins
+
+    __device__ __forceinline__ void place(const Tile&, const RowLayout<S, true>&, const Map&, int,
+                                          int, int, int image0, int row0, int column0,
+                                          int channel0, unsigned char*, int) {
+        channel = channel0, column = column0, row = row0, image = image0;
+    }
+    __device__ __forceinline__ void start(unsigned char* to, const RowLayout<S, true>& layout,
+                                          const RowMaps<S>& maps) const {
+        if (threadIdx.x != 0) return;
+        BoxBarrier* const barrier = layout.barrier(to);
+        expect_boxes(barrier, S * layout.pixels * kBoxBytes);
+#pragma unroll
+        for (int plane = 0; plane < S; plane++) {
+            const int first = column + plane;
+            copy_box(to + plane * layout.plane * kBoxBytes, maps.of[S == 1 ? 0 : first & 1],
+                     channel, S == 1 ? first : first >> 1, row, image, barrier);
+        }
+    }
+    __device__ __forceinline__ void advance(int) { row++; }
+    template <int kPending>
+    __device__ __forceinline__ void wait_for_own() const {}
+    __device__ __forceinline__ void wait_for_row(unsigned char* to,
+                                                 const RowLayout<S, true>& layout,
+                                                 int parity) const {
+        wait_boxes(layout.barrier(to), parity);
+    }
+};
+
+// Where a lane's row of the matrices is in a row of the ring. Boxes turn the vectors of every pixel
+// in their own way, so that a place for each pair of columns is kept.
+template <int K, int S, bool kBoxes>
+struct LanePlaces {
+    int pairs[kBoxes ? K / 2 : 1];  // of two neighbouring columns: 0 and 1, 2 and 3
+    int singles;                    // of two vectors of column K - 1
+
+    // The lane's pixel of the first column, and the first of the warp's two vectors.
+    __device__ __forceinline__ LanePlaces(const RowLayout<S, kBoxes>& layout, int pixel,
+                                          int vector) {
+        const int second = threadIdx.x % 32 / 16;
+#pragma unroll
+        for (int i = 0; i < (kBoxes ? K / 2 : 1); i++) {
+            const int next_column = S == 1 ? 1 : layout.plane;
+            pairs[i] = layout.place(pixel + step(2 * i) + second * next_column, vector);
+        }
+        singles = layout.place(pixel + step(K - 1), vector + second);
+    }
+    // Pixels to column j, an even one.
+    __device__ static constexpr int step(int j) { return S == 1 ? j : j / 2; }
+
+    // Of columns j and j + 1, the warp's vector v.
+    __device__ __forceinline__ int pair(int j, int v) const {
+        return kBoxes ? pairs[j / 2 % (K / 2)] ^ v * kVectorBytes
+                      : pairs[0] + step(j) * kTensorPitch + v * kVectorBytes;
+    }
+};
+
 // acc += row * taps over the K columns of a row's window, for every output row that it belongs to.
 // taps[v][i][j] is tap (i, j) of vector v on the diagonal of an 8 x 8 matrix: two taps make a
 // product of 16, so that a zero is added for 14 of 16 terms, exactly.
-//
-// `pairs` and `singles`: this lane's matrix row, of two neighbouring columns, or of two vectors.
-template <class T, int K, int S, int kAccumulators>
+template <class T, int K, int S, bool kBoxes, int kAccumulators>
 __device__ __forceinline__ void multiply_row(float (&acc)[kAccumulators][kVectorsPerWarp][4],
                                              const uint32_t (&taps)[kVectorsPerWarp][K][K],
-                                             const unsigned char* pairs,
-                                             const unsigned char* singles, int phase, bool first) {
+                                             const unsigned char* row,
+                                             const LanePlaces<K, S, kBoxes>& places, int phase,
+                                             bool first) {
     constexpr float kZeros[4] = {};
     // At tap row i this row adds to the output row that began i rows ago.
     const auto sum_of = [&](int i) -> float (&)[kVectorsPerWarp][4] {
         return acc[(phase - i + S * kAccumulators * K) / S % kAccumulators];
     };
-    const auto column = [](int j) { return (S == 1 ? j : j / 2) * kTensorPitch; };
 #pragma unroll
     for (int j = 0; j + 1 < K; j += 2) {
         uint32_t a[kVectorsPerWarp][4];
 #pragma unroll
-        for (int v = 0; v < kVectorsPerWarp; v++) {
-            load_matrices(pairs + column(j) + v * kVectorBytes, a[v]);
-        }
+        for (int v = 0; v < kVectorsPerWarp; v++) load_matrices(row + places.pair(j, v), a[v]);
 #pragma unroll
         for (int i = phase % S; i < K; i += S) {
 #pragma unroll
@@ -152,7 +256,7 @@ __device__ __forceinline__ void multiply_row(float (&acc)[kAccumulators][kVector
         }
     }
     uint32_t a[4];
-    load_matrices(singles + column(K - 1), a);
+    load_matrices(row + places.singles, a);
 #pragma unroll
     for (int i = phase % S; i < K; i += S) {
 #pragma unroll

@@ -55,9 +55,9 @@ cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shar
     return cudaGetLastError();
 }
 
-// Declares `name`, a T* to the block's dynamic shared memory, aligned to 128 bytes.
+// Declares `name`, a T* to the block's dynamic shared memory, aligned to 512 bytes.
 #define EFFNET_FAST_DYNAMIC_SHARED(T, name)                              \
-    extern __shared__ __align__(128) unsigned char dynamic_shared_raw[]; \
+    extern __shared__ __align__(512) unsigned char dynamic_shared_raw[]; \
     T* const name = reinterpret_cast<T*>(dynamic_shared_raw)
 
 #else
