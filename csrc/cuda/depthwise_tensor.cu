@@ -23,11 +23,11 @@ namespace effnet_fast {
 namespace {
 
 template <class T, int K, int S, bool kPrologue, bool kBoxes>
-__global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
-                                  TensorUnroll<T, K, S, kPrologue>::kResident)
+__global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue, kBoxes>::kThreads,
+                                  TensorUnroll<T, K, S, kPrologue, kBoxes>::kResident)
     depthwise_tensor_kernel(const FwdParams p, const __grid_constant__ RowMaps<S> maps) {
     if (kBoxes && !kBoxCopies) return;
-    using U = TensorUnroll<T, K, S, kPrologue>;
+    using U = TensorUnroll<T, K, S, kPrologue, kBoxes>;
     constexpr int kSums = 2 * kVectorsPerWarp;  // channels of a lane: 2 of each vector
     const DepthwiseShape& shape = p.op.shape;
     const Tile& tile = p.tile;
@@ -339,9 +339,9 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue>::kThreads,
 }
 
 // The same for <op>_workspace and <op>.
-template <class T, int K, int S, bool kPrologue>
+template <class T, int K, int S, bool kPrologue, bool kBoxes>
 Tile tile_of(const DepthwiseArgs& args) {
-    using U = TensorUnroll<T, K, S, kPrologue>;
+    using U = TensorUnroll<T, K, S, kPrologue, kBoxes>;
     const DepthwiseShape& s = args.shape;
     TileLimits limits = {};
     limits.vector = kVector<T>;
@@ -356,63 +356,51 @@ Tile tile_of(const DepthwiseArgs& args) {
     return make_tile(limits, s.n, s.c, s.p, s.q, kTensorVectors);
 }
 
-// x as RowMaps has it; false: boxes do not fit.
-template <int S>
-bool box_sources(const DepthwiseArgs& args, const Tile& tile, BoxSource (&sources)[S]) {
-    const DepthwiseShape& s = args.shape;
-    bool fit = tile.vectors == kTensorVectors;
-    for (int plane = 0; plane < S; plane++) {
-        BoxSource& source = sources[plane];
-        source = {args.x, s.n, s.h, ceil_div(s.w - plane, S), s.c, tile.images, tile.columns_in / S};
-        source.map.data = static_cast<const uint16_t*>(args.x.data) + plane * args.x.w_stride;
-        source.map.w_stride *= S;
-        fit = fit && boxes_fit(source);
-    }
-    return fit;
-}
-
 template <class T, int K, int S, bool kPrologue, bool kBoxes>
-cudaError_t launch_rows(const FwdParams& p, const RowMaps<S>& maps, cudaStream_t stream) {
-    using U = TensorUnroll<T, K, S, kPrologue>;
-    const Tile& tile = p.tile;
+cudaError_t launch_depthwise_tensor(FwdParams& p, const RowMaps<S>& maps, cudaStream_t stream) {
+    using U = TensorUnroll<T, K, S, kPrologue, kBoxes>;
+    const DepthwiseShape& shape = p.op.shape;
+    const Tile& tile = p.tile = tile_of<T, K, S, kPrologue, kBoxes>(p.op);
+    const Map y = dense_map(p.op.y, shape.p, shape.q, shape.c);
+    if (!offsets_fit(p.op.x, tile) || !offsets_fit(y, tile)) return cudaErrorInvalidValue;
     const int strips = p.op.reduce == Reduce::kPool ? tile.rows / kPoolRows : 0;
     const size_t floats = size_t(U::kLineRows) * kTensorLine + U::kThreadFloats * tile.threads +
                           size_t(strips) * cells_of(tile.groups * tile.images) * kTensorLine;
-    const size_t stream_bytes =
-        size_t(U::kRing + U::kSplitRows) * RowLayout<S, kBoxes>(tile).bytes + floats * sizeof(float);
+    const size_t rows = size_t(U::kRing) + U::kSplitRows;
+    const size_t stream_bytes = rows * RowLayout<S, kBoxes>(tile).bytes + floats * sizeof(float);
     const size_t merge_bytes = kPrologue ? size_t(9) * tile.threads * sizeof(float) : 0;
-    return launch(depthwise_tensor_kernel<T, K, S, kPrologue, kBoxes>,
-                  dim3(unsigned(tile.channel_blocks * tile.parts)), dim3(tile.threads),
-                  std::max(stream_bytes, merge_bytes), stream, p, maps);
-}
-
-template <class T, int K, int S, bool kPrologue>
-cudaError_t launch_depthwise_tensor(FwdParams& p, cudaStream_t stream) {
-    const DepthwiseShape& shape = p.op.shape;
-    const Tile& tile = p.tile = tile_of<T, K, S, kPrologue>(p.op);
-    const Map y = dense_map(p.op.y, shape.p, shape.q, shape.c);
-    if (!offsets_fit(p.op.x, tile) || !offsets_fit(y, tile)) return cudaErrorInvalidValue;
     p.x_row_bytes = int(p.op.x.h_stride) * int(sizeof(T));
     p.y_row_bytes = shape.q * shape.c * int(sizeof(T));
     p.partials = static_cast<float*>(p.op.workspace);
     p.counts = p.partials == nullptr ? nullptr : p.partials + size_t(2) * shape.c * tile.parts;
-    RowMaps<S> maps = {};
-    if constexpr (!kPrologue) {
-        BoxSource sources[S];
-        bool boxes = box_sources<S>(p.op, tile, sources);
-        cudaError_t status = cudaSuccess;
-        if (boxes) {
-            status = has_box_copies(depthwise_tensor_kernel<T, K, S, kPrologue, true>, &boxes);
-        }
-        for (int plane = 0; plane < S && boxes && status == cudaSuccess; plane++) {
-            status = make_boxes(sources[plane], &maps.of[plane]);
-        }
-        if (status != cudaSuccess) return status;
-        if (boxes) return launch_rows<T, K, S, kPrologue, true>(p, maps, stream);
-    }
-    const cudaError_t status = launch_rows<T, K, S, kPrologue, false>(p, maps, stream);
+    const cudaError_t status =
+        launch(depthwise_tensor_kernel<T, K, S, kPrologue, kBoxes>,
+               dim3(unsigned(tile.channel_blocks * tile.parts)), dim3(tile.threads),
+               std::max(stream_bytes, merge_bytes), stream, p, maps);
     if (status != cudaSuccess || p.op.reduce != Reduce::kStats) return status;
     return launch_merge_moments(p.partials, p.counts, tile.parts, shape.c, p.op.reduced, stream);
+}
+
+// x as the kernel with boxes has it; none where it has to take the other.
+template <class T, int K, int S>
+cudaError_t make_row_maps(const DepthwiseArgs& args, RowMaps<S>* maps, bool* boxes) {
+    const DepthwiseShape& s = args.shape;
+    const Tile tile = tile_of<T, K, S, false, true>(args);
+    BoxSource sources[S];
+    *boxes = tile.vectors == kTensorVectors;
+    for (int plane = 0; plane < S; plane++) {
+        BoxSource& x = sources[plane];
+        x = {args.x, s.n, s.h, ceil_div(s.w - plane, S), s.c, tile.images, tile.columns_in / S};
+        x.map.data = static_cast<const T*>(args.x.data) + plane * args.x.w_stride;
+        x.map.w_stride *= S;
+        *boxes = *boxes && boxes_fit(x);
+    }
+    if (!*boxes) return cudaSuccess;
+    cudaError_t status = has_box_copies(depthwise_tensor_kernel<T, K, S, false, true>, boxes);
+    for (int plane = 0; plane < S && *boxes && status == cudaSuccess; plane++) {
+        status = make_boxes(sources[plane], &maps->of[plane]);
+    }
+    return status;
 }
 
 // fp16 has no high half for a value beyond its range. At stride 2 splitting x costs more than its
@@ -452,7 +440,8 @@ int tensor_parts(const DepthwiseArgs& args) {
     int parts = 0;
     dispatch_tensor(args, [&](auto* type, auto kernel, auto stride, auto has_prologue) {
         using T = std::remove_pointer_t<decltype(type)>;
-        parts = tile_of<T, kernel.value, stride.value, has_prologue.value>(args).parts;
+        constexpr bool kPrologue = has_prologue.value;
+        parts = tile_of<T, kernel.value, stride.value, kPrologue, false>(args).parts;
         return cudaSuccess;
     });
     return parts;
@@ -461,8 +450,16 @@ int tensor_parts(const DepthwiseArgs& args) {
 cudaError_t depthwise_tensor(FwdParams& p, cudaStream_t stream) {
     return dispatch_tensor(p.op, [&](auto* type, auto kernel, auto stride, auto has_prologue) {
         using T = std::remove_pointer_t<decltype(type)>;
-        return launch_depthwise_tensor<T, kernel.value, stride.value, has_prologue.value>(p,
-                                                                                          stream);
+        constexpr int K = kernel.value, S = stride.value;
+        constexpr bool kPrologue = has_prologue.value;
+        RowMaps<S> maps = {};
+        if constexpr (!kPrologue) {
+            bool boxes = false;
+            const cudaError_t status = make_row_maps<T, K, S>(p.op, &maps, &boxes);
+            if (status != cudaSuccess) return status;
+            if (boxes) return launch_depthwise_tensor<T, K, S, false, true>(p, maps, stream);
+        }
+        return launch_depthwise_tensor<T, K, S, kPrologue, false>(p, maps, stream);
     });
 }
 

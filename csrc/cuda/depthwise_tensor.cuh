@@ -17,14 +17,16 @@ constexpr int kTensorLine = kTensorVectors * 8;
 constexpr int kTensorPitch = (kTensorVectors + 1) * kVectorBytes;
 static_assert(kTensorPitch / kVectorBytes % 2 == 1, "8 rows of a matrix share no bank");
 
-template <class T, int K, int S, bool kPrologue>
+template <class T, int K, int S, bool kPrologue, bool kBoxes>
 struct TensorUnroll {
     static constexpr int kAccumulators = (K + S - 1) / S;  // output rows in flight
     static constexpr int kPeriod = S * kAccumulators;      // input rows until the pattern repeats
     static constexpr int kRing = S == 1 ? 8 : 5;           // rows; all but one of them on their way
     static constexpr int kSplitRows = kPrologue ? 4 : 0;   // high and low halves, twice
     static constexpr int kThreads = 128;
-    static constexpr int kResident = K == 3 ? 4 : 3;  // blocks per multiprocessor
+    // Blocks per multiprocessor. Boxes spare a thread the addresses of its copies: one more, but
+    // where 25 taps' accumulators at stride 1 want the registers.
+    static constexpr int kResident = (K == 3 ? 4 : 3) + (kBoxes && !(K == 5 && S == 1) ? 1 : 0);
     static constexpr int kSlots = S + 1;              // vectors of a row that a thread copies
     static constexpr int kHalo = K - 1;               // columns of a row beside 8 S per octet
     // Bytes per pixel of a row, and floats beside the rows.

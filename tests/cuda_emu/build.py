@@ -158,7 +158,7 @@ class Builder:
                 touched = not edited.isdisjoint(_closure(name, texts, set()))
                 units[name] = KERNEL + (EDITED if touched and not sanitize else mode)
         units |= dict.fromkeys(("module.cpp", "cuda_bridge.cpp", "without_cpu.cpp"), BRIDGE)
-        units |= dict.fromkeys(("scheduler.cpp", "runtime.cpp"), mode)
+        units |= dict.fromkeys(("scheduler.cpp", "runtime.cpp", "box_copies.cpp"), mode)
         tree = self._tree(texts)
         with ThreadPoolExecutor(self.jobs) as pool:
             jobs = [pool.submit(self._object, u, texts, tree, f) for u, f in units.items()]
@@ -186,6 +186,7 @@ def load(path: Path) -> Any:
     functions = {
         "emulator_set_order": lambda name: emulator.emulator_set_order(name.encode()),
         "emulator_set_clusters": lambda has: emulator.emulator_set_clusters(ctypes.c_bool(has)),
+        "emulator_set_boxes": lambda has: emulator.emulator_set_boxes(ctypes.c_bool(has)),
         "emulator_expect_nan": emulator.emulator_expect_nan,
         "emulator_device": emulator.emulator_device,
         "emulator_launch_device": emulator.emulator_launch_device,

@@ -13,6 +13,8 @@
 //   threads run in the order that emulator_set_order names: "forward", "reverse", "random:<seed>";
 // * an asynchronous copy that is not waited for: its target holds NaN until the wait, where the copy
 //   takes place, so that also an overwritten slot that others still read shows;
+// * a box copy (box_copies.h) whose barrier counts other bytes, is armed twice or never, or is waited
+//   for too early: boxes arrive in the wait as well; boxes that are on their way as a block leaves;
 // * blocks of more shared memory or threads than every supported device has;
 // * of a cluster, whose blocks run as far ahead of each other as barriers let them: shared memory of a
 //   block that may have left, or that has not written it yet.
@@ -70,5 +72,6 @@
 #define warpSize 32
 #define __syncthreads() emulator::sync_threads({__FILE__, __LINE__})
 
+#include "box_copies.h"
 #include "device_functions.h"
 #include "matrix_functions.h"

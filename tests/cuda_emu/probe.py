@@ -34,6 +34,7 @@ def checks(orders: int) -> dict[str, Callable[[ModuleType], None]]:
     from tests.cuda_emu.far_apart import check_far_apart
     from tests.ops import test_backward as backward
     from tests.ops import test_forward as forward
+    from tests.ops import test_strides as strides
 
     names = ("odd-tall", "same-k5", "stride2-odd", "c-9", "c-not-8", "1-row", "batch-17", "sliced")
     cases = [c for c in DEPTHWISE if c.name in (*names, "mean>>std", "batch-0")]
@@ -63,6 +64,14 @@ def checks(orders: int) -> dict[str, Callable[[ModuleType], None]]:
         "depthwise": all_of(
             *on_cases(forward.test_depthwise_training),
             *on_cases(forward.test_depthwise_inference, act="silu"),
+        ),
+        # What is copied by boxes, alone.
+        "inference": all_of(
+            *on_cases(forward.test_depthwise_inference, act="silu"), dtypes=(torch.bfloat16,)
+        ),
+        "strides": all_of(
+            *(partial(strides.test_depthwise, shape=s) for s in strides.SHAPES),
+            dtypes=(torch.bfloat16,),
         ),
         "depthwise_bwd": all_of(
             *on_cases(backward.test_depthwise_bwd, prologue=True),

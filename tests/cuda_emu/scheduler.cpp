@@ -31,7 +31,7 @@ std::string last_message;  // of fail(); runtime.cpp reads it
 namespace {
 
 constexpr size_t kStackBytes = 512 * 1024;  // address sanitizer's frames are large
-constexpr size_t kSharedAlignment = 128;
+constexpr size_t kSharedAlignment = 512;
 
 enum class State { kReady, kAtBarrier, kAtCluster, kAtCollective, kDone };
 
@@ -291,6 +291,7 @@ const dim3& grid_size() { return device.grid; }
 int lane() { return device.current->number & 31; }
 unsigned alive_lanes() { return own_warp().alive; }
 void* dynamic_shared_bytes() { return own_block().shared; }
+size_t dynamic_shared_size() { return device.shared_bytes; }
 
 void fail(Site site, const char* format, ...) {
     char what[384], where[256];
@@ -475,7 +476,7 @@ cudaError_t run_grid(dim3 grid, dim3 block, int cluster, size_t shared_bytes, vo
     }
     for (Block& b : device.blocks)
         ::operator delete(b.shared, std::align_val_t(kSharedAlignment));
-    return device.failed ? cudaErrorLaunchFailure : cudaSuccess;
+    return check_boxes(device.failed ? cudaErrorLaunchFailure : cudaSuccess);
 }
 
 }  // namespace emulator

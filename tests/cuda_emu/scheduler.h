@@ -34,6 +34,7 @@ const dim3& grid_size();
 int lane();
 unsigned alive_lanes();  // of the running thread's warp
 void* dynamic_shared_bytes();
+size_t dynamic_shared_size();
 
 template <class T>
 T* dynamic_shared() {
@@ -85,6 +86,9 @@ void copy_async(void* shared, const void* global, int bytes, bool inside,
                 Site site = {__builtin_FILE(), __builtin_LINE()});
 void commit_async();
 void wait_async(int pending);
+
+// What a launch ends in: `status`, or that boxes (box_copies.h) were on their way as a block left.
+cudaError_t check_boxes(cudaError_t status);
 
 // ---------------------------------------------------------------- launches
 

@@ -15,7 +15,7 @@ reason = build.why_not()
 pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
 
 CHECKS = ("depthwise", "depthwise_bwd", "pointwise", "squeeze_excite", "batch_norm", "far_apart")
-CHECKS += ("infinities", "halves")
+CHECKS += ("inference", "strides", "infinities", "halves")
 WORKERS = 2
 Verdicts = dict[tuple[str, bool, str], Future[str]]
 
