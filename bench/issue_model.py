@@ -57,8 +57,9 @@ class Model:
 # Ways that the modelled calls do not take: single channels stored where C is odd, and sums that are
 # NaN taken again, channel by channel.
 SINGLE, AGAIN = r"STG\S*U16", r"LDG\S*U16|I2F"
-# A pool cell is written every 4th row, and moments are rebased twice in a thread's life.
-POOL, REBASE = r"^STS$", r"MUFU\.RCP"
+# A pool cell is written every 4th row, boxes are asked for by one of mostly 4 warps, and moments are
+# rebased twice in a thread's life.
+POOL, BOX, REBASE = r"^STS$", r"UTMALDG|SYNCS\.ARRIVE", r"MUFU\.RCP"
 
 
 def _models() -> list[Model]:
@@ -69,10 +70,13 @@ def _models() -> list[Model]:
             shape = f"k{kernel} s{stride}"
             traffic = VECTOR * (stride * stride + 1)
             label = f"depthwise inference {shape}"
-            found.append(Model(label, name + "false>", traffic, AGAIN, POOL, 0.25))
+            quarter = rf"{POOL}|{BOX}"
+            found.append(Model(label, name + "false, true>", traffic, AGAIN, quarter, 0.25))
+            label += " without boxes"
+            found.append(Model(label, name + "false, false>", traffic, AGAIN, POOL, 0.25))
             # With an output activation, which training does not have: an upper bound.
             label = f"depthwise training {shape}"
-            found.append(Model(label, name + "true>", traffic, rf"{AGAIN}|{POOL}", REBASE))
+            found.append(Model(label, name + "true, false>", traffic, rf"{AGAIN}|{POOL}", REBASE))
             # dx and x at full size, g and y at the output's.
             traffic = 2 * VECTOR + 2 * VECTOR // stride**2
             name = rf"depthwise_bwd_kernel<__nv_bfloat16, {kernel}, {stride}\b"

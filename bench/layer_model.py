@@ -116,14 +116,28 @@ def lines_per_chunk(c: int, chunk: int) -> float:
     return sum((a + chunk - 1) // LINE - a // LINE + 1 for a in starts) / len(starts)
 
 
+def rows_in_ring(program: Program) -> int:
+    """Of a kernel whose rows come in boxes: the barriers that it makes; else 0."""
+    made = (i.opcode.startswith("SYNCS.EXCH") for block in program.blocks for i in block)
+    return sum(made)
+
+
 def _has(block: Sequence[Instruction], pattern: str) -> bool:
     return any(re.match(pattern, i.opcode) for i in block)
 
 
 def paths(loop: Loop, layer: Layer, tile: TileOf) -> list[list[Instruction]]:
     """One for each warp of a block. Between wait and barrier a thread rebuilds what it copied: one
-    vector, and some warps, where a row has more than threads, another.
+    vector, and some warps, where a row has more than threads, another. Boxes the first asks for.
     """
+    warps = tile.threads // 32
+    if loop.has(re.compile("UTMALDG")):
+        first, others = (
+            [i for block, weight in loop.steady_blocks(avoid, POOL, 0.25) if weight == 1
+             for i in block]
+            for avoid in (AVOID[layer.mode], rf"{AVOID[layer.mode]}|UTMALDG")
+        )  # fmt: skip
+        return [first] + [others] * (warps - 1)
     blocks = loop.steady_blocks(AVOID[layer.mode], POOL, 0.25)
     both: list[Instruction] = []
     one: list[Instruction] = []
@@ -143,7 +157,6 @@ def paths(loop: Loop, layer: Layer, tile: TileOf) -> list[list[Instruction]]:
             zone = "after"
         if _has(block, "DEPBAR"):
             zone, stored = "before", False
-    warps = tile.threads // 32
     second = math.ceil((tile.columns_in * tile.images * tile.vectors - tile.threads) / 32)
     second = min(max(second, 0), warps) if layer.mode in ("training", "backward") else 0
     return [both] * second + [one] * (warps - second)
@@ -189,17 +202,17 @@ def predict(program: Program, layer: Layer, tile: TileOf, bytes_per_second: floa
         lines_in = tile.columns_in * tile.images * s * chunk
         per_store = min(8 * lines_per_chunk(c, 32), 8 * 2 * c / LINE)
         lines_out = warps * 2 * per_store * columns_exist
-    copies, stores = count("LDGSTS", "LDG") / rows, count("STG") / rows
+    copies, stores = count("LDGSTS", "LDG", "UTMALDG") / rows, count("STG") / rows
     share = bytes_per_second / MULTIPROCESSORS
     machine = Machine(
         share / CLOCK, LINE_CLOCKS, BARRIER_CLOCKS,
         Access(lines_in / copies, bytes_in / copies),
-        Access(lines_out / stores, bytes_out / stores), CONFLICTS,
+        Access(lines_out / stores, bytes_out / stores), CONFLICTS, rows_in_ring(program),
     )  # fmt: skip
     clocks = clocks_per_pass(warp_paths, machine, blocks) / rows
     endless = replace(machine, bytes_per_clock=math.inf, line_clocks=0.0)
     waits = [i for i in warp_paths[0] if i.opcode.startswith("DEPBAR")]
-    pending = int(waits[0].text.split(",")[-1], 16)
+    pending = int(waits[0].text.split(",")[-1], 16) if waits else machine.ring - 2
     total = waves * tile.column_tiles * ((tile.rows + window) * clocks + START_CLOCKS)
     lanes = columns_exist * c / (tile.channel_blocks * tile.vectors * 8)
     return Prediction(
@@ -218,7 +231,9 @@ def kernel_of(layer: Layer) -> str:
     shape = f"<__nv_bfloat16, {layer.kernel}, {layer.stride}"
     if layer.mode == "backward":
         return f"depthwise_bwd_kernel{shape}>"
-    return f"depthwise_tensor_kernel{shape}, {'true' if layer.mode == 'training' else 'false'}>"
+    # Older sources knew no boxes, and those that take them still have the kernel without.
+    prologue, boxes = ("true", "false") if layer.mode == "training" else ("false", "true")
+    return f"depthwise_tensor_kernel{shape}, {prologue}(, {boxes})?>"
 
 
 def predictions(

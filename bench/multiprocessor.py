@@ -5,7 +5,8 @@ one instruction per clock, of the warp that may go on and has waited longest. A 
 the clocks have passed that its last instruction stalls it for, when the scoreboards are free that
 the next one waits for (both as the compiler wrote them into the code), when the sums that it reads
 have left the tensor core, and when the unit it needs is free. At a barrier it waits for its block;
-at a wait for asynchronous copies, for memory.
+at a wait for asynchronous copies, or for a row that comes in boxes, for memory. Boxes cost what
+copies of the same lines do: nothing measured says otherwise.
 
 Units of a scheduler's own take an instruction for some clocks; what the multiprocessor has one of
 (shared memory, the way to L2, its share of memory's bandwidth) serves in order of arrival. Not
@@ -14,6 +15,7 @@ modelled: instruction fetch, register banks, divergence, L1 hits, and what other
 
 from __future__ import annotations
 
+import math
 import re
 from collections import deque
 from collections.abc import Sequence
@@ -68,13 +70,15 @@ class Machine:
     copy: Access = field(default=Access(8, 512))  # LDGSTS and LDG
     store: Access = field(default=Access(8, 256))  # STG
     conflicts: float = 1.0  # of LDS, STS and copies of 16 bytes: clocks for those of a fair spread
+    ring: int = 0  # rows that boxes fill, all but one of them on their way
 
 
 @dataclass(frozen=True)
 class Step:
     """One instruction, as the simulation wants it."""
 
-    kind: str  # "plain", "shared", "shuffle", "copy", "load", "store", "commit", "wait", "barrier"
+    kind: str  # "plain", "shared", "shuffle", "copy", "load", "store", "commit", "wait", "barrier",
+    # and of boxes "box", "arm", "row"
     stall: int
     sets: tuple[int, ...]
     waits: tuple[int, ...]
@@ -85,12 +89,15 @@ class Step:
     pending: int = 0  # groups of copies that a wait lets stay on their way
 
 
-def _kind(name: str) -> str:
+def _kind(opcode: str) -> str:
+    name = opcode.split(".")[0]
     if name in ("LDS", "LDSM", "STS", "ATOMS"):
         return "shared"
+    if name == "SYNCS":
+        return "row" if "PHASECHK" in opcode else "arm"
     return {
         "SHFL": "shuffle", "LDGSTS": "copy", "LDG": "load", "STG": "store", "LDGDEPBAR": "commit",
-        "DEPBAR": "wait", "BAR": "barrier",
+        "DEPBAR": "wait", "BAR": "barrier", "UTMALDG": "box",
     }.get(name, "plain")  # fmt: skip
 
 
@@ -101,7 +108,7 @@ def steps(path: Sequence[Instruction], machine: Machine) -> list[Step]:
     for place, instruction in enumerate(path):
         name = instruction.opcode.split(".")[0]
         registers = [int(r) for r in REGISTER.findall(instruction.text)]
-        kind, unit = _kind(name), UNIT_OF.get(name)
+        kind, unit = _kind(instruction.opcode), UNIT_OF.get(name)
         busy = INTERVALS[unit] if unit else 1.0
         latency = LATENCIES.get(unit or kind, LATENCIES["other"])
         if name == "HMMA":
@@ -136,10 +143,11 @@ class _Warp:
         self.sums = [0.0] * len(program)
         self.copies = 0.0  # when the last of those not yet committed is there
         self.groups: deque[float] = deque()
+        self.rows = 0  # of boxes, that it has waited for
         self.at_barrier = False
 
-    def earliest(self, step: Step) -> float:
-        """When it may issue ``step``, units aside."""
+    def earliest(self, step: Step, boxes: Sequence[float], ring: int) -> float:
+        """When it may issue ``step``, units aside; ``boxes``: when those of its block are there."""
         when = self.ready
         for b in step.waits:
             when = max(when, self.board[b])
@@ -147,6 +155,9 @@ class _Warp:
             when = max(when, self.sums[place])
         if step.kind == "wait" and len(self.groups) > step.pending:
             when = max(when, *list(self.groups)[: len(self.groups) - step.pending])
+        # The first rows were asked for before the loop.
+        if step.kind == "row" and (row := self.rows - (ring - 1)) >= 0:
+            when = max(when, boxes[row] if row < len(boxes) else math.inf)
         return when
 
 
@@ -168,6 +179,7 @@ def clocks_per_pass(
     free = [dict.fromkeys(INTERVALS, 0.0) for _ in range(SCHEDULERS)]
     shared = lines = memory = 0.0  # when each will have done what is queued
     waiting = [0] * blocks
+    boxes: list[list[float]] = [[] for _ in range(blocks)]
     half: dict[int, float] = {}
     clock = 0.0
     while any(w.passes < passes for w in all_warps):
@@ -178,7 +190,7 @@ def clocks_per_pass(
                 if w.at_barrier:
                     continue
                 step = w.program[w.place]
-                when = w.earliest(step)
+                when = w.earliest(step, boxes[w.block], machine.ring)
                 if step.unit:
                     when = max(when, free[scheduler][step.unit])
                 if step.kind == "shared" or step.kind == "shuffle":
@@ -201,15 +213,21 @@ def clocks_per_pass(
             if step.kind in ("shared", "shuffle"):
                 shared = max(shared, clock) + step.busy
                 done = shared + step.latency
-            elif step.kind in ("copy", "load", "store"):
+            elif step.kind in ("copy", "load", "store", "box"):
                 access = machine.store if step.kind == "store" else machine.copy
                 lines = max(lines, clock) + access.lines * machine.line_clocks
                 memory = max(memory, lines) + access.bytes / machine.bytes_per_clock
                 done = lines + step.latency  # when its operands have been read
                 if step.kind == "copy":
                     w.copies = max(w.copies, memory + GLOBAL_LATENCY)
+                elif step.kind == "box":
+                    boxes[w.block][-1] = memory + GLOBAL_LATENCY
                 elif step.kind == "load":
                     done = memory + GLOBAL_LATENCY
+            elif step.kind == "arm":
+                boxes[w.block].append(math.inf)
+            elif step.kind == "row":
+                w.rows += 1
             elif step.kind == "commit":
                 w.groups.append(w.copies)
                 if len(w.groups) > 16:

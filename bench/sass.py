@@ -17,7 +17,7 @@ from pathlib import Path
 
 # What a path is chosen by: of branches, the one that computes and moves more, in the fewest
 # instructions. So SiLU is taken rather than a clamp, and whole windows rather than edges.
-WORK = re.compile(r"^(FFMA|FMUL|FADD|HMMA|MUFU|LDS|LDSM|STS|LDG|LDGSTS|STG)\b")
+WORK = re.compile(r"^(FFMA|FMUL|FADD|HMMA|MUFU|LDS|LDSM|STS|LDG|LDGSTS|STG|UTMALDG)\b")
 WORD = r"\s+/\* 0x([0-9a-f]{16}) \*/"
 INSTRUCTION = re.compile(rf"/\*([0-9a-f]{{4,5}})\*/\s+(.*?)\s*;(?:{WORD}{WORD})?")
 PREDICATE = re.compile(r"^@!?U?P\w+\s+")

@@ -68,16 +68,16 @@ struct BoxStrides {
 };
 
 // Whether the accelerator takes a tensor: aligned to 16 bytes throughout, less than 2^40 bytes from
-// image to image, and no axis, as of an expanded tensor, that lies inside of another.
+// image to image, and each image, row and pixel apart from the others, unlike an expanded tensor's.
 inline bool boxes_fit(const BoxSource& s) {
     const BoxStrides strides(s);
     const int lengths[3] = {s.w, s.h, s.n};
-    int64_t inner = int64_t(s.c) * 2;
+    int64_t span = int64_t(s.c) * 2;  // from the first byte of what an axis counts to the last
     for (int i = 0; i < 3; i++) {
         const int64_t stride = strides.bytes[i];
-        if (lengths[i] < 1 || stride < inner || stride % kVectorBytes != 0) return false;
+        if (lengths[i] < 1 || stride < span || stride % kVectorBytes != 0) return false;
         if (stride >= int64_t(1) << 40) return false;
-        inner = stride * lengths[i];
+        span += stride * (lengths[i] - 1);
     }
     return reinterpret_cast<uintptr_t>(s.map.data) % kVectorBytes == 0 && s.c >= 1 &&
            s.images >= 1 && s.images <= kMostBoxColumns && s.columns >= 1 &&

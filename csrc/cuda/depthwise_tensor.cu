@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue, kBoxes>::kThr
             const auto in_x = [&](int step) {
                 return unsigned(step - first) < unsigned(last - first);
             };
-            // Boxes bring the others too, as zeros: no barrier then is a phase behind.
+            // Boxes bring the others too, as zeros, which are multiplied like any row.
             const int copied = kBoxes ? steps : last;
             int free_slot = slot;
 #pragma unroll 1
@@ -182,9 +182,9 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue, kBoxes>::kThr
                     loader.wait_for_row(ring + slot, layout, parity);
                     free_slot = slot;
                     slot = next(slot);
-                    if (slot == 0) parity ^= 1;
+                    if (slot < free_slot) parity ^= 1;
                     if (!works) continue;
-                    if (in_x(step)) {
+                    if (kBoxes || in_x(step)) {
                         multiply_row<T, K, S>(acc, taps, row, places, phase, true);
                         if constexpr (kPrologue) {
                             multiply_row<T, K, S>(acc, taps, row + row_bytes, places, phase, false);

@@ -24,9 +24,10 @@ struct TensorUnroll {
     static constexpr int kRing = S == 1 ? 8 : 5;           // rows; all but one of them on their way
     static constexpr int kSplitRows = kPrologue ? 4 : 0;   // high and low halves, twice
     static constexpr int kThreads = 128;
-    // Blocks per multiprocessor. Boxes spare a thread the addresses of its copies: one more, but
-    // where 25 taps' accumulators at stride 1 want the registers.
-    static constexpr int kResident = (K == 3 ? 4 : 3) + (kBoxes && !(K == 5 && S == 1) ? 1 : 0);
+    // Blocks per multiprocessor. Boxes spare a thread the addresses of its copies, and so may leave
+    // registers for one more; which bench/issue_model.py makes nothing of in 3 x 3 at stride 2.
+    static constexpr int kMoreResident = kBoxes && (K == 3) == (S == 1) ? 1 : 0;
+    static constexpr int kResident = (K == 3 ? 4 : 3) + kMoreResident;
     static constexpr int kSlots = S + 1;              // vectors of a row that a thread copies
     static constexpr int kHalo = K - 1;               // columns of a row beside 8 S per octet
     // Bytes per pixel of a row, and floats beside the rows.
@@ -181,10 +182,10 @@ struct BoxLoader {
         BoxBarrier* const barrier = layout.barrier(to);
         expect_boxes(barrier, S * layout.pixels * kBoxBytes);
 #pragma unroll
-        for (int plane = 0; plane < S; plane++) {
-            const int first = column + plane;
-            copy_box(to + plane * layout.plane * kBoxBytes, maps.of[S == 1 ? 0 : first & 1],
-                     channel, S == 1 ? first : first >> 1, row, image, barrier);
+        for (int odd = 0; odd < S; odd++) {  // columns of x; those of the ring begin with `column`
+            const int plane = S == 1 ? 0 : (column + odd) & 1;
+            copy_box(to + plane * layout.plane * kBoxBytes, maps.of[odd], channel,
+                     (column + plane) >> (S - 1), row, image, barrier);
         }
     }
     __device__ __forceinline__ void advance(int) { row++; }

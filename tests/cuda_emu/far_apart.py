@@ -70,6 +70,7 @@ def _check(
             op.bn_residual_bwd(g, x, coef, affine, "silu", None, None, None, backend),
             op.se_bwd_reduce(g, x, affine, "silu", norm, backend),
             *op.depthwise_bwd(g, dense, x, w, 1, ones, coef, *dw_grads, backend),
+            *op.depthwise(x, w, 1, ones, None, "identity", [], 0.0, "relu", "pool", backend),
         ]  # fmt: skip
 
     with emulated(native):

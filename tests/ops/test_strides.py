@@ -1,7 +1,7 @@
 """The same values in other strides give the same bits: a kernel may copy them another way.
 
 On sm_90 and newer "cuda" copies what is dense, or a slice in whole vectors, by boxes, and images
-that overlap in memory vector by vector.
+that overlap in memory, or are one, vector by vector.
 """
 
 import pytest
@@ -16,10 +16,11 @@ pytestmark = [
     pytest.mark.parametrize("dtype", FLOATS, ids=str),
 ]
 
-#: N, C, H, W, kernel, stride: channels that end within a block's, odd sides, one column of a parity.
+#: N, C, H, W, kernel, stride: channels that end within a block's, odd sides, one column, and none,
+#: of a parity, several images in a block.
 SHAPES = [
     (3, 40, 9, 11, 3, 1), (2, 72, 12, 7, 5, 1), (3, 40, 11, 8, 3, 2), (2, 40, 9, 13, 5, 2),
-    (2, 8, 5, 2, 3, 2), (2, 8, 3, 1, 5, 2),
+    (2, 8, 5, 2, 3, 2), (2, 8, 3, 1, 5, 2), (40, 8, 3, 3, 3, 1), (37, 8, 3, 3, 3, 2),
 ]  # fmt: skip
 
 
@@ -44,14 +45,15 @@ def test_depthwise(
 ) -> None:
     *of_x, kernel, stride = shape
     n, c, h, w = of_x
-    x, bn = overlapping((n, c, h, w), dtype), batch_norm(c)
-    weight, pads = torch.randn(c, 1, kernel, kernel).to(dtype), [kernel // 2] * 4
+    bn, weight = batch_norm(c), torch.randn(c, 1, kernel, kernel).to(dtype)
+    pads = [kernel // 2] * 4
     rest = (weight, stride, pads, None, "identity", bn, 1e-3, "silu", "pool", backend)
-    y, pool = op.depthwise(x, *rest)
-    dense = x.contiguous(memory_format=torch.channels_last)
-    assert dense.is_contiguous(memory_format=torch.channels_last)
-    assert torch.isfinite(y).all()
-    for other in (dense, sliced(dense)):
-        y_other, pool_other = op.depthwise(other, *rest)
-        assert torch.equal(y, y_other)
-        assert torch.equal(pool, pool_other)
+    images = overlapping((n, c, h, w), dtype)
+    for x in (images, images[1:2].expand(n, c, h, w)):
+        y, pool = op.depthwise(x, *rest)
+        dense = x.contiguous(memory_format=torch.channels_last)
+        assert torch.isfinite(y).all()
+        for other in (dense, sliced(dense)):
+            y_other, pool_other = op.depthwise(other, *rest)
+            assert torch.equal(y, y_other)
+            assert torch.equal(pool, pool_other)
