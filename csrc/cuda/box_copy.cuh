@@ -3,7 +3,7 @@
 // are there. What a box has outside the tensor arrives as zeros.
 //
 //     expect_boxes(barrier, bytes);                    // one thread: of all boxes that follow
-//     copy_box(to_shared, map, c, w, h, n, barrier);   // the same: first channel, column, row, image
+//     copy_box(to_shared, map, c, w, h, n, barrier);   // the same: where the box begins
 //     wait_boxes(barrier, parity);                     // every thread that reads: 0, 1, 0, ...
 //
 // A box is [images, 1, columns, 64 bytes of channels]. Its pixels lie densely, 64 bytes each, in

@@ -8,9 +8,12 @@
 // pixels.
 //
 // Data path. Rows of x come down H through a ring in shared memory, kRing - 1 of them on their way,
-// by asynchronous 16-byte copies. A warp owns 16 columns and 16 channels; it reads a row once per
-// tap and adds it to all of the up to K / S output rows it belongs to, which live as accumulators.
-// The loop is unrolled over their pattern. One barrier per row hands it to everybody.
+// by asynchronous copies. A warp owns 16 columns and 16 channels; it reads a row once per tap and
+// adds it to all of the up to K / S output rows it belongs to, which live as accumulators. The loop
+// is unrolled over their pattern. One barrier per row hands it to everybody.
+//
+// kBoxes: one thread asks for all of a row (box_copy.cuh), of which each thread otherwise copies
+// some 16-byte vectors (async_copy.cuh). What is summed, and in which order, is the same.
 //
 // kPrologue: the thread that copied a vector first applies affine and activation in fp32 and splits
 // the result into two rows of 16 bits, high and low, whose products are both added: 17 bits of it.
@@ -100,7 +103,7 @@ __global__ void __launch_bounds__(TensorUnroll<T, K, S, kPrologue, kBoxes>::kThr
 
     std::conditional_t<kBoxes, BoxLoader<S>, TensorLoader<T, S, U::kSlots>> loader;
     const auto next = [&](int at) { return at == (U::kRing - 1) * row_bytes ? 0 : at + row_bytes; };
-    int slot = 0, parity = 0;  // of the ring's row that is read next: its place, its barrier's phase
+    int slot = 0, parity = 0;  // of the row that is read next: its place, its barrier's phase
     for (int item = part; item < tile.items; item += tile.parts) {
         const int image0 = item / tile.strips * tile.images;
         const int p0 = (item % tile.strips) * tile.rows;

@@ -46,9 +46,9 @@ __host__ __device__ inline int cells_of(int octets) {
     return ceil_div(octets, kOctetsPerWarp) * kOctetsPerWarp;
 }
 
-// How a row of the ring lies in shared memory: [plane][images][columns_in / S][vectors]. At stride 2
-// the even columns of a row come first and then the odd ones, so that the columns which neighbouring
-// outputs read at one tap are neighbours too. A row that boxes fill ends in their barrier.
+// How a row of the ring lies in shared memory: [plane][images][columns_in / S][vectors]. At stride
+// 2 the even columns of a row come first and then the odd ones, so that the columns which
+// neighbouring outputs read at one tap are neighbours too. A row for boxes ends in their barrier.
 template <int S, bool kBoxes>
 struct RowLayout {
     int columns;  // of an image in a plane
@@ -133,8 +133,8 @@ struct TensorLoader {
         commit_async();
     }
 
-    // Until this thread's copies are there, but those of the last kPending rows. The block's barrier
-    // makes them everybody's.
+    // Until this thread's copies are there, but those of the last kPending rows. The block's
+    // barrier makes them everybody's.
     template <int kPending>
     __device__ __forceinline__ void wait_for_own() const {
         wait_async<kPending>();

@@ -3,7 +3,8 @@
 //
 //     return launch(some_kernel<3, float>, dim3(blocks), dim3(256), shared_bytes, stream, a, b);
 //
-// Only this header, cluster.cuh, async_copy.cuh and intrinsics.cuh know of the emulator.
+// Only this header, cluster.cuh, async_copy.cuh, box_copy.cuh and intrinsics.cuh know of the
+// emulator.
 #pragma once
 
 #ifndef EFFNET_FAST_EMULATED
@@ -55,7 +56,7 @@ cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shar
     return cudaGetLastError();
 }
 
-// Declares `name`, a T* to the block's dynamic shared memory, aligned to 512 bytes.
+// Declares `name`, a T* to the block's dynamic shared memory, aligned to 512 bytes (for boxes).
 #define EFFNET_FAST_DYNAMIC_SHARED(T, name)                              \
     extern __shared__ __align__(512) unsigned char dynamic_shared_raw[]; \
     T* const name = reinterpret_cast<T*>(dynamic_shared_raw)
