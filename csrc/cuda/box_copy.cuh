@@ -191,8 +191,8 @@ __device__ __forceinline__ unsigned shared_address(const void* p) {
 __device__ __forceinline__ void make_box_barriers(unsigned char* first, int count, int step) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     for (int i = 0; i < count; i++) {
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(first + i * step))
-                     : "memory");
+        const unsigned barrier = shared_address(first + i * step);
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
     }
     // The barriers are written as any memory is, and counted down by the accelerator, which sees
     // shared memory another way (the asynchronous proxy): only what a fence between the two orders.
