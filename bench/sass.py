@@ -120,17 +120,18 @@ class Loop:
         """The way from the header back to it that does most :data:`WORK` in fewest instructions.
 
         It enters no block that has ``avoid``, a pattern of its opcodes, one a line. A block that
-        has ``rare`` is entered once in 1 / ``share`` times: it comes with that weight, the others
-        with 1.
+        has ``rare``, or that only one such leads to, is entered once in 1 / ``share`` times: it
+        comes with that weight, the others with 1.
         """
         program = self.program
         weights, scores = {}, {}
-        for b in self.blocks:
-            opcodes = [i.opcode for i in program.blocks[b]]
-            text = "\n".join(opcodes)
+        texts = {b: "\n".join(i.opcode for i in program.blocks[b]) for b in self.blocks}
+        seldom = {b for b, text in texts.items() if re.search(rare, text, re.MULTILINE)}
+        for b, text in texts.items():
             if re.search(avoid, text, re.MULTILINE):
                 continue
-            weights[b] = share if re.search(rare, text, re.MULTILINE) else 1.0
+            opcodes = text.split("\n")
+            weights[b] = 1.0 if seldom.isdisjoint(program.dominators[b]) else share
             done = sum(bool(WORK.search(opcode)) for opcode in opcodes)
             scores[b] = (weights[b] * done, -weights[b] * len(opcodes))
 

@@ -182,10 +182,10 @@ struct BoxLoader {
         BoxBarrier* const barrier = layout.barrier(to);
         expect_boxes(barrier, S * layout.pixels * kBoxBytes);
 #pragma unroll
-        for (int odd = 0; odd < S; odd++) {  // columns of x; those of the ring begin with `column`
-            const int plane = S == 1 ? 0 : (column + odd) & 1;
-            copy_box(to + plane * layout.plane * kBoxBytes, maps.of[odd], channel,
-                     (column + plane) >> (S - 1), row, image, barrier);
+        for (int plane = 0; plane < S; plane++) {
+            const int first = column + plane;  // of x; a map of one parity counts half of them
+            copy_box(to + plane * layout.plane * kBoxBytes, maps.of[first & (S - 1)], channel,
+                     first >> (S - 1), row, image, barrier);
         }
     }
     __device__ __forceinline__ void advance(int) { row++; }
