@@ -57,8 +57,8 @@ class Model:
 # Ways that the modelled calls do not take: single channels stored where C is odd, and sums that are
 # NaN taken again, channel by channel.
 SINGLE, AGAIN = r"STG\S*U16", r"LDG\S*U16|I2F"
-# A pool cell is written every 4th row, boxes are asked for by one of mostly 4 warps, and moments are
-# rebased twice in a thread's life.
+# A pool cell is written every 4th row, boxes are asked for by one warp of mostly 4, and moments
+# are rebased twice in a thread's life.
 POOL, BOX, REBASE = r"^STS$", r"UTMALDG|SYNCS\.ARRIVE", r"MUFU\.RCP"
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from effnet_fast.ops import library as op
-from tests.cases import BACKENDS, FLOATS, batch_norm
+from tests.cases import BACKENDS, FLOATS, INTERPRETED, batch_norm
 
 pytestmark = [
-    pytest.mark.parametrize("backend", BACKENDS),
+    # Stock PyTorch, behind "reference", chooses between sums in different orders by the strides.
+    pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "reference"]),
     pytest.mark.parametrize("dtype", FLOATS, ids=str),
 ]
 
@@ -39,7 +40,7 @@ def sliced(x: Tensor) -> Tensor:
     return larger[1:, 8 : c + 8, 2 : h + 2, 1 : w + 1].copy_(x)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES[4:6] if INTERPRETED else SHAPES, ids=str)
 def test_depthwise(
     shape: tuple[int, int, int, int, int, int], dtype: torch.dtype, backend: str
 ) -> None:
