@@ -9,7 +9,7 @@ import pytest
 
 from bench import layer_model
 from bench.layer_model import Layer
-from bench.multiprocessor import LATENCIES, Access, Machine, clocks_per_pass
+from bench.multiprocessor import GLOBAL_LATENCY, LATENCIES, Access, Machine, clocks_per_pass
 from bench.sass import Control, Instruction, Program
 from tests.cuda_emu import build
 
@@ -84,6 +84,33 @@ def test_memory_delivers_at_its_rate() -> None:
     assert bytes_moved < 4.4 * clocks(path, slow, warps=16) < 1.2 * bytes_moved
     lines = Machine(math.inf, 3.0, 0.0, Access(4, 512))
     assert clocks(path, lines, warps=16) > 0.9 * 16 * 4 * 3  # requests take a line's clocks each
+
+
+def test_rows_that_come_in_boxes_are_waited_for() -> None:
+    barrier, wait = "BAR.SYNC.DEFER_BLOCKING 0x0", "SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R0], R1"
+    ask = ("SYNCS.ARRIVE.TRANS64 RZ, [R0], R1", "UTMALDG.4D [UR8], [UR32]")
+    paths = [code(barrier, *ask, wait), code(barrier, wait)]
+    row = Access(4, 512)
+    alone = clocks_per_pass(paths, Machine(4.0, 0.0, 0.0, row, ring=1), 1)  # asked for when wanted
+    assert GLOBAL_LATENCY + 512 / 4 < alone < GLOBAL_LATENCY + 512 / 4 + 10
+    many = clocks_per_pass(paths, Machine(4.0, 0.0, 0.0, row, ring=16), 1, passes=100)
+    assert 512 / 4 < 1.1 * many < 1.3 * 512 / 4
+
+
+def test_what_a_seldom_block_leads_to_is_as_seldom() -> None:
+    lines = code(
+        "BRA P0, 0x40",  # 00: the header
+        "UTMALDG.4D [UR8], [UR32]",
+        "BRA P1, 0x10",
+        "FFMA R0, R1, R2, R0",  # 30: only from there
+        "STG.E.64 [R2], R0",  # 40: from both
+        "BRA P2, 0x00",
+        "EXIT",
+    )
+    loops = Program("kernel", lines).loops()
+    outer = max(loops, key=lambda loop: len(loop.blocks))
+    weights = [weight for _, weight in outer.steady_blocks(r"\0", "UTMALDG", 0.25)]
+    assert weights == [1, 0.25, 0.25, 1]
 
 
 def test_the_steady_path_goes_round_inner_loops_once() -> None:
