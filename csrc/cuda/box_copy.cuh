@@ -27,9 +27,9 @@
 
 namespace effnet_fast {
 
-constexpr int kBoxBytes = 64;      // of a pixel's channels
+constexpr int kBoxBytes = 64;       // of a pixel's channels
 constexpr int kBoxAlignment = 512;  // of the place in shared memory that swizzled() counts from
-constexpr int kMostBoxColumns = 256;
+constexpr int kMostBoxLength = 256;
 
 // Where byte `offset` of boxes that lie one behind another, each at a multiple of 128 bytes, is.
 __host__ __device__ constexpr int swizzled(int offset) { return offset ^ (offset >> 3 & 0x30); }
@@ -80,8 +80,8 @@ inline bool boxes_fit(const BoxSource& s) {
         span += stride * (lengths[i] - 1);
     }
     return reinterpret_cast<uintptr_t>(s.map.data) % kVectorBytes == 0 && s.c >= 1 &&
-           s.images >= 1 && s.images <= kMostBoxColumns && s.columns >= 1 &&
-           s.columns <= kMostBoxColumns;
+           s.images >= 1 && s.images <= kMostBoxLength && s.columns >= 1 &&
+           s.columns <= kMostBoxLength;
 }
 
 #ifdef EFFNET_FAST_EMULATED
@@ -119,12 +119,16 @@ __device__ inline void wait_boxes(BoxBarrier* barrier, int parity) {
 
 #else
 
-// Whether the architecture that is compiled for has them; a kernel for which not is never launched.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr bool kBoxCopies = false;
+// Whether the architecture that is compiled for has them, and the compiler knows of them (CUDA 12).
+// A kernel of which that is not true is never launched.
+#if CUDART_VERSION >= 12000 && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900)
+#define EFFNET_FAST_BOX_COPIES 1
 #else
-constexpr bool kBoxCopies = true;
+#define EFFNET_FAST_BOX_COPIES 0
 #endif
+constexpr bool kBoxCopies = EFFNET_FAST_BOX_COPIES != 0;
+
+#if CUDART_VERSION >= 12000
 
 // cuTensorMapEncodeTiled is of the driver, which is asked for it: the module links no libcuda, and
 // imports where there is none. Null: the driver does not know it.
@@ -182,6 +186,17 @@ inline cudaError_t make_boxes(const BoxSource& s, BoxMap* map) {
     return static_cast<cudaError_t>(result);  // the driver's errors have the runtime's numbers
 }
 
+#else
+
+template <class... Params>
+cudaError_t has_box_copies(void (*)(Params...), bool* has) {
+    *has = false;
+    return cudaSuccess;
+}
+inline cudaError_t make_boxes(const BoxSource&, BoxMap*) { return cudaErrorNotSupported; }
+
+#endif
+
 __device__ __forceinline__ unsigned shared_address(const void* p) {
     return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }
@@ -189,7 +204,7 @@ __device__ __forceinline__ unsigned shared_address(const void* p) {
 // One thread, before a __syncthreads() that comes before any use: `count` barriers, `step` bytes
 // apart, each of which waits for one expect_boxes() and its bytes.
 __device__ __forceinline__ void make_box_barriers(unsigned char* first, int count, int step) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if defined(__CUDA_ARCH__) && EFFNET_FAST_BOX_COPIES
     for (int i = 0; i < count; i++) {
         const unsigned barrier = shared_address(first + i * step);
         asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
@@ -205,7 +220,7 @@ __device__ __forceinline__ void make_box_barriers(unsigned char* first, int coun
 // The one thread that copies arms `barrier` for `bytes` bytes of boxes, zeros outside included. All
 // that read the boxes' targets last have said so at a __syncthreads() that this thread has passed.
 __device__ __forceinline__ void expect_boxes(BoxBarrier* barrier, int bytes) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if defined(__CUDA_ARCH__) && EFFNET_FAST_BOX_COPIES
     // Those reads were of the generic proxy and what follows writes through the asynchronous one:
     // this fence, behind the block's barrier, is what puts them in that order. What a box has
     // brought needs none to be read: wait_boxes() makes it visible.
@@ -221,7 +236,7 @@ __device__ __forceinline__ void expect_boxes(BoxBarrier* barrier, int bytes) {
 // bytes. The same thread as expect_boxes(), behind it.
 __device__ __forceinline__ void copy_box(void* shared, const BoxMap& map, int channel, int column,
                                          int row, int image, BoxBarrier* barrier) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if defined(__CUDA_ARCH__) && EFFNET_FAST_BOX_COPIES
     asm volatile(
         "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
         "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared_address(shared)),
@@ -232,9 +247,10 @@ __device__ __forceinline__ void copy_box(void* shared, const BoxMap& map, int ch
 }
 
 // Waits until the boxes of the barrier's phase are there: parity 0 of its first, 1 of its second, 0
-// of its third ... No thread may be a phase behind another's expect_boxes() for the next but one.
+// of its third ... All threads that wait have done so before the barrier is armed again: a parity
+// tells a phase from the one before, and no more. They then see what the boxes brought.
 __device__ __forceinline__ void wait_boxes(BoxBarrier* barrier, int parity) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if defined(__CUDA_ARCH__) && EFFNET_FAST_BOX_COPIES
     int done = 0;
     while (done == 0) {  // try_wait itself suspends the thread, for a time that the system sets
         asm volatile(
