@@ -33,6 +33,17 @@ const float* pack_rows(Arena& arena, const float* rows, int count, int c) {
     return packed;
 }
 
+// Of all that is packed for a block.
+template <typename T>
+size_t bytes_of(const Block& b) {
+    const auto whole = [](int channels) { return size_t(blocks_of(channels)) * kBlock; };
+    const Conv& d = b.depthwise;
+    const size_t c = whole(d.out), out = whole(b.project.out), squeezed = whole(b.reduce.out);
+    const size_t weights = c * (b.expand.in + 1) + out * (c + 1);
+    const size_t others = c * (d.kernel * d.kernel + 2 * squeezed + 3) + squeezed + out;
+    return weights * sizeof(T) + others * sizeof(float);
+}
+
 // weight [out][k], bias [out]. behind(group) packs what is read after the panels of each group.
 template <typename T, typename Behind>
 Panels<T> pack_panels(Arena& arena, const std::vector<float>& weight,
@@ -154,6 +165,7 @@ Packed<T> pack(const Network& n, int panel_blocks) {
                                      int(n.stem.weight.size() / n.stem.out), panel_blocks, nothing);
     for (const Block& b : n.blocks) {
         PackedBlock<T> p;
+        arena.reserve(bytes_of<T>(b));  // what is behind a panel is fetched by its product
         const int c = b.depthwise.out, taps = b.depthwise.kernel * b.depthwise.kernel;
         const int squeezed = b.reduce.out;
         const std::vector<float> reduce = transposed(b.reduce.weight, squeezed, c);
