@@ -64,6 +64,7 @@ struct Block {
     void* shared = nullptr;  // dynamic
     uint3 index{};
     int alive = 0, at_barrier = 0;
+    Site barrier{};  // where those at_barrier wait
 };
 
 struct Device {
@@ -76,6 +77,7 @@ struct Device {
     Fiber* current = nullptr;
     int threads = 0;  // of a block
     int at_cluster = 0;
+    Site cluster_barrier{};
     bool failed = false;
     void (*body)(void*) = nullptr;
     void* argument = nullptr;
@@ -162,9 +164,6 @@ void prepare(Fiber& fiber, int block, int number) {
         if (memory == MAP_FAILED) std::abort();
         fiber.stack = static_cast<char*>(memory);
     }
-#if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(fiber.stack, kStackBytes);
-#endif
     const unsigned n = number, x = device.block.x, y = device.block.y;
     fiber.state = State::kReady;
     fiber.number = number;
@@ -217,23 +216,33 @@ bool static_shared_used() {
                        [](char byte) { return static_cast<unsigned char>(byte) != kPoison; });
 }
 
+// Lets a warp of a fixed order run on until all of its threads wait for other warps.
+void run_warp(int first, int lanes) {
+    const bool reverse = device.order_name == "reverse";
+    for (bool ran = true; ran;) {
+        ran = false;
+        for (int i = 0; i < lanes; ++i) {
+            ran |= run_if_ready(first + (reverse ? lanes - 1 - i : i));
+            if (device.failed) return;
+        }
+    }
+}
+
 // Lets the threads of a block run to their next stop; false: none could, or the launch has failed.
 bool run_threads(int block) {
     const int first = block * device.threads;
     std::iota(device.order.begin(), device.order.end(), first);
     arrange(device.order);
+    const bool random = random_order();
     bool any = false;
-    for (const int i : device.order) {
+    for (size_t at = 0; at < device.order.size(); ++at) {
         // In the fixed orders a warp runs on while one of its threads can: as far ahead of the
         // others as barriers let it. In the random one all warps keep step.
-        bool ran = run_if_ready(i);
+        bool ran = run_if_ready(device.order[at]);
         any |= ran;
-        while (ran && !random_order() && !device.failed) {
-            ran = false;
-            for (const int j : device.order) {
-                const bool same_warp = (j - first) / 32 == (i - first) / 32;
-                if (same_warp && !device.failed) ran |= run_if_ready(j);
-            }
+        if (ran && !random) {
+            const int number = device.order[at] - first;
+            run_warp(first + (number & ~31), std::min(32, device.threads - (number & ~31)));
         }
         if (device.failed) return false;
     }
@@ -308,14 +317,17 @@ void fail(Site site, const char* format, ...) {
 
 namespace {
 
-// Another thread in `state`, of any block or of the running thread's, must wait at the same line.
-void check_same_barrier(State state, bool any_block, Site site) {
-    for (const Fiber& other : device.fibers) {
-        if (other.state != state || !(any_block || other.block == device.current->block)) continue;
-        if (other.site.line != site.line || std::strcmp(other.site.file, site.file) != 0)
+bool same(Site a, Site b) {
+    return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
+}
+
+[[noreturn]] void fail_divergent(State state, bool any_block, Site site) {
+    for (const Fiber& other : device.fibers)
+        if (other.state == state && (any_block || other.block == device.current->block) &&
+            &other != device.current)
             fail(site, "divergent barrier: thread %d waits at %s:%d", other.number, other.site.file,
                  other.site.line);
-    }
+    std::abort();  // somebody waits there
 }
 
 }  // namespace
@@ -327,7 +339,8 @@ void sync_threads(Site site) {
         fail(site, "a barrier, but %d threads have left the kernel", device.threads - block.alive);
     fiber.site = site;
     fiber.state = State::kAtBarrier;
-    check_same_barrier(State::kAtBarrier, false, site);
+    if (block.at_barrier == 0) block.barrier = site;
+    if (!same(block.barrier, site)) fail_divergent(State::kAtBarrier, false, site);
     if (++block.at_barrier == device.threads) {
         for (Fiber& other : device.fibers)
             if (other.state == State::kAtBarrier && other.block == fiber.block)
@@ -345,7 +358,8 @@ void sync_cluster(Site site) {
             fail(site, "a barrier of the cluster, but threads have left the kernel");
     fiber.site = site;
     fiber.state = State::kAtCluster;
-    check_same_barrier(State::kAtCluster, true, site);
+    if (device.at_cluster == 0) device.cluster_barrier = site;
+    if (!same(device.cluster_barrier, site)) fail_divergent(State::kAtCluster, true, site);
     if (++device.at_cluster == device.threads * static_cast<int>(device.blocks.size())) {
         for (Fiber& other : device.fibers)
             if (other.state == State::kAtCluster) other.state = State::kReady;
@@ -473,6 +487,12 @@ cudaError_t run_grid(dim3 grid, dim3 block, int cluster, size_t shared_bytes, vo
         run_cluster();
         if (device.failed) break;
     }
+#if defined(__SANITIZE_ADDRESS__)
+    // A thread that returned left its stack as it found it; the others' frames stay poisoned.
+    for (const Fiber& fiber : device.fibers)
+        if (fiber.state != State::kDone)
+            __asan_unpoison_memory_region(fiber.stack, kStackBytes);
+#endif
     for (Block& b : device.blocks)
         ::operator delete(b.shared, std::align_val_t(kSharedAlignment));
     return device.failed ? cudaErrorLaunchFailure : cudaSuccess;

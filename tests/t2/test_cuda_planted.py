@@ -1,8 +1,8 @@
 """Every planted bug is caught, and the kernels as they are pass every check, also sanitized."""
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,18 @@ from tests.cuda_emu.probe import Prober
 reason = build.why_not()
 pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
 
-CHECKS = ("depthwise", "depthwise_bwd", "pointwise", "squeeze_excite", "batch_norm", "far_apart")
-CHECKS += ("infinities", "halves")
+DEPTHWISE = ("depthwise_fwd.cu", "depthwise_tensor.cu", "depthwise_bwd.cu", "reduce.cu")
+#: The checks, and the files of kernels that each runs: a bug in a header is planted in those.
+CHECKS = {
+    "depthwise": ("depthwise_fwd.cu", "depthwise_tensor.cu", "reduce.cu"),
+    "depthwise_bwd": DEPTHWISE,
+    "pointwise": ("pointwise_fwd.cu", "pointwise_bwd.cu", "reduce.cu"),
+    "squeeze_excite": ("squeeze_excite.cu", "se_gate.cu", "se_gate_bwd.cu", "reduce.cu"),
+    "batch_norm": ("batch_norm.cu", "reduce.cu"),
+    "far_apart": (*DEPTHWISE, "squeeze_excite.cu", "batch_norm.cu"),
+    "infinities": DEPTHWISE,
+    "halves": DEPTHWISE,
+}
 WORKERS = 2
 Verdicts = dict[tuple[str, bool, str], Future[str]]
 
@@ -25,30 +35,31 @@ def verdicts(cuda_emulator: build.Builder) -> Iterator[Verdicts]:
     """(name of the bug or "", sanitized, check) -> the complaint. All are queued at once."""
     found: Verdicts = {}
 
-    def judge(probers: dict[bool, Prober], bug: Bug | None, sanitize: bool, check: str) -> str:
-        module = cuda_emulator.build(None if bug is None else bug.plant, sanitize=sanitize)
-        if sanitize not in probers:
-            probers[sanitize] = Prober(sanitize=sanitize)
-        return probers[sanitize].complaint(module, check)
+    def judge(bug: Bug | None, sanitize: bool, check: str) -> str:
+        edit, kernels = (None, None) if bug is None else (bug.plant, CHECKS[check])
+        module = cuda_emulator.build(edit, sanitize=sanitize, kernels=kernels)
+        # A prober judges one module at a time: every worker has its own.
+        key = threading.get_ident(), sanitize
+        if key not in probers:
+            probers[key] = Prober(sanitize=sanitize)
+        return probers[key].complaint(module, check)
 
     jobs: list[tuple[Bug | None, bool, str]] = []
     jobs += [(None, sanitize, check) for check in CHECKS for sanitize in (False, True)]
     jobs += [(bug, bug.sanitize, bug.check) for bug in BUGS]
-    # One thread per worker, each with probers of its own, which judge one module at a time.
-    pools = [ThreadPoolExecutor(1) for _ in range(WORKERS)]
-    probers: list[dict[bool, Prober]] = [{} for _ in range(WORKERS)]
+    jobs.sort(key=lambda job: not job[1])  # those that take longest first, so that all end together
+    probers: dict[tuple[int, bool], Prober] = {}
     for sanitize in (False, True):  # what all others are linked with
         cuda_emulator.build(sanitize=sanitize)
-    for worker, (bug, sanitize, check) in zip(cycle(range(WORKERS)), jobs, strict=False):
+    pool = ThreadPoolExecutor(WORKERS)
+    for bug, sanitize, check in jobs:
         key = ("" if bug is None else bug.name, sanitize, check)
         assert key not in found, f"two bugs are called {key[0]}"
-        found[key] = pools[worker].submit(judge, probers[worker], bug, sanitize, check)
+        found[key] = pool.submit(judge, bug, sanitize, check)
     yield found
-    for pool in pools:
-        pool.shutdown(cancel_futures=True)
-    for own in probers:
-        for prober in own.values():
-            prober.close()
+    pool.shutdown(cancel_futures=True)
+    for prober in probers.values():
+        prober.close()
 
 
 @pytest.mark.parametrize("sanitize", [False, True], ids=["plain", "sanitized"])
