@@ -6,6 +6,7 @@ costs what its checks cost. With ``sanitize=True`` the server runs under the san
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -175,6 +176,7 @@ def _serve(orders: int) -> None:
     # What an op's first call imports takes three seconds: here, not in every child.
     with poisoned_memory():
         test_depthwise_training(case=DEPTHWISE[0], dtype=torch.float32, backend="reference")
+    gc.freeze()  # a child that looks through all this for garbage would copy it
     for line in sys.stdin:
         module, check = json.loads(line)
         reader, writer = os.pipe()

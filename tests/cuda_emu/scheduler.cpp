@@ -1,8 +1,7 @@
 #include "scheduler.h"
 
 #include "async_copies.h"
-
-#include <sys/mman.h>
+#include "stacks.h"
 
 #include <algorithm>
 #include <cstdarg>
@@ -30,7 +29,6 @@ std::string last_message;  // of fail(); runtime.cpp reads it
 
 namespace {
 
-constexpr size_t kStackBytes = 512 * 1024;  // address sanitizer's frames are large
 constexpr size_t kSharedAlignment = 128;
 
 enum class State { kReady, kAtBarrier, kAtCluster, kAtCollective, kDone };
@@ -90,19 +88,11 @@ struct Device {
 } device;
 
 int launch_device = -1;
-bool nan_expected = false;
 
 Block& own_block() { return device.blocks[device.current->block]; }
 Warp& own_warp() { return own_block().warps[device.current->number / 32]; }
 
 // ---------------------------------------------------------------- fibers
-
-// Pushes the registers that a callee saves, changes stacks, pops the other fiber's.
-__attribute__((naked, noinline)) void switch_stack(void** /*rdi: save*/, void* /*rsi: load*/) {
-    asm("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
-        "movq %rsp, (%rdi)\n movq %rsi, %rsp\n"
-        "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret");
-}
 
 void to_main(bool last = false) {
 #if defined(__SANITIZE_ADDRESS__)
@@ -152,18 +142,12 @@ void enter_fiber() {
     std::abort();  // a thread that is done is not resumed
 }
 
-// A stack on which switch_stack finds six registers to pop and enter_fiber to return to.
 void prepare(Fiber& fiber, int block, int number) {
     if (fiber.stack == nullptr && !device.stacks.empty()) {
         fiber.stack = device.stacks.back();
         device.stacks.pop_back();
     }
-    if (fiber.stack == nullptr) {
-        void* memory = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (memory == MAP_FAILED) std::abort();
-        fiber.stack = static_cast<char*>(memory);
-    }
+    if (fiber.stack == nullptr) fiber.stack = new_stack();
     const unsigned n = number, x = device.block.x, y = device.block.y;
     fiber.state = State::kReady;
     fiber.number = number;
@@ -171,9 +155,7 @@ void prepare(Fiber& fiber, int block, int number) {
     fiber.index = {n % x, n / x % y, n / (x * y)};
     fiber.copies = {};
     fiber.fake_stack = nullptr;
-    void** top = reinterpret_cast<void**>(fiber.stack + kStackBytes) - 2;
-    *top = reinterpret_cast<void*>(&enter_fiber);
-    fiber.stack_pointer = top - 6;
+    fiber.stack_pointer = start_of(fiber.stack, number, &enter_fiber);
 }
 
 // ---------------------------------------------------------------- blocks
@@ -415,13 +397,6 @@ const Lanes& all_gather(unsigned mask, const void* value, size_t bytes, Site sit
     return own_warp().collectives[which].values[generation & 1];
 }
 
-bool any_nan(float value, Site site) {
-    const unsigned char mine = value != value;
-    if (mine && !nan_expected) fail(site, "NaN in a sum of finite operands: something not written?");
-    const Lanes& lanes = all_gather(0xffffffffu, &mine, 1, site);
-    return std::any_of(lanes.bytes, lanes.bytes + 32, [](const auto& lane) { return lane[0] != 0; });
-}
-
 // ---------------------------------------------------------------- asynchronous copies
 
 void copy_async(void* shared, const void* global, int bytes, bool inside, Site site) {
@@ -504,11 +479,6 @@ extern "C" {
 
 __attribute__((visibility("default"))) void emulator_set_order(const char* name) {
     emulator::device.order_name = name;
-}
-
-// Whether operands may be infinite or NaN, so that sums may be NaN.
-__attribute__((visibility("default"))) void emulator_expect_nan(int expected) {
-    emulator::nan_expected = expected != 0;
 }
 
 // The device that was current at the last launch.
