@@ -33,7 +33,6 @@ COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-Wal
 COMMON += ["-DEFFNET_FAST_CUDA_ARCHS=90"]
 # nvcc judges them: g++ would complain of its pragmas, its attributes and copies of a bf16's bits.
 KERNEL = ["-w"]
-EMULATOR_UNITS = ("scheduler.cpp", "matrix_functions.cpp", "runtime.cpp")
 # What every kernel starts with. Compiled once: it is a third of the time of an edited kernel.
 EMULATOR = "cuda_emulator.h"
 PLAIN = ["-O1"]
@@ -185,7 +184,8 @@ class Builder:
         units = dict.fromkeys(touched, (*new, KERNEL + (mode if sanitize else EDITED)))
         units["bridge.cpp"] = (*new, BRIDGE)  # before the kernels, since it takes longest
         units |= {f: (*old, KERNEL + mode) for f in files if f not in units}
-        units |= dict.fromkeys(EMULATOR_UNITS, (*new, SANITIZE if sanitize else OPTIMIZED))
+        emulator = [p.name for p in HERE.glob("*.cpp") if p.name not in units]
+        units |= dict.fromkeys(sorted(emulator), (*new, SANITIZE if sanitize else OPTIMIZED))
         with ThreadPoolExecutor(self.jobs) as pool:
             jobs = [pool.submit(self._compiled, name, *how) for name, how in units.items()]
             objects = [job.result() for job in jobs]

@@ -217,14 +217,14 @@ bool run_threads(int block) {
     arrange(device.order);
     const bool random = random_order();
     bool any = false;
-    for (size_t at = 0; at < device.order.size(); ++at) {
+    for (const int i : device.order) {
         // In the fixed orders a warp runs on while one of its threads can: as far ahead of the
         // others as barriers let it. In the random one all warps keep step.
-        bool ran = run_if_ready(device.order[at]);
+        const bool ran = run_if_ready(i);
         any |= ran;
         if (ran && !random) {
-            const int number = device.order[at] - first;
-            run_warp(first + (number & ~31), std::min(32, device.threads - (number & ~31)));
+            const int lane0 = (i - first) / 32 * 32;
+            run_warp(first + lane0, std::min(32, device.threads - lane0));
         }
         if (device.failed) return false;
     }
