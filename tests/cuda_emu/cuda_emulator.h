@@ -2,7 +2,8 @@
 //
 //     g++ -std=c++17 -x c++ -include cuda_emulator.h -I<CUDA's headers> -c kernel.cu
 //
-// and link with scheduler.cpp and runtime.cpp. x86-64 only (the fibers switch stacks by hand).
+// and link with scheduler.cpp, matrix_functions.cpp and runtime.cpp. x86-64 only (fibers switch stacks
+// by hand).
 //
 // What it finds beyond wrong results, with the thread and the source line:
 // * barriers that not all threads of a block reach, or that they reach at different lines; threads
