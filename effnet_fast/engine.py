@@ -40,8 +40,9 @@ class Engine:
 
     A new image size makes a plan, kept for the eight sizes seen last; nothing else is allocated by
     a call but the result. For a given number of threads results are bit-equal from run to run.
-    Between numbers of threads they may differ in the last bits, where the rows of a map with few
-    channels are shared and the sums of squeeze-and-excitation are added up in another order.
+    Between numbers of threads they may differ in the last bits: the sums of squeeze-and-excitation
+    are added up in another order, and its gate goes into the map or into the weights of the
+    projection, whichever is the smaller share of a thread.
 
     Environment: ``EFFNET_FAST_CPU_ISA`` names the instruction set instead of the best one there is,
     for tests.

@@ -122,6 +122,8 @@ def cuda_product(op: str, args: tuple[Any, ...]) -> str | None:
             f"{op} sums multiples of 8 channels, at most {CUDA_SUMMED_CHANNELS}, to multiples of 8 "
             f"in CUDA, not {c} to {k}"
         )
+    if weight.is_contiguous() and weight.storage_offset() % 8:
+        return f"{op} wants weights on a 16-byte boundary in CUDA"
     for t in (x, residual):
         if t is not None and ((pixel_step(t) or 1) % 8 or t.storage_offset() % 8):
             return f"{op} wants evenly spaced pixels of 16-byte vectors in CUDA, not {t.stride()}"

@@ -1,7 +1,8 @@
 // A block is three steps with a barrier after the first and the last:
 //   expand and depthwise, by groups of two or three blocks and, where those are few, stripes of
 //     rows;
-//   the gate, which every thread computes for itself (0.5 % of the time, less than a barrier);
+//   the gate: squeezed with each group, while its weights come with those of the next; widened by
+//     every thread for itself (0.5 % of the time);
 //   project, by panels of output channels or by pixels.
 #include "cpu/forward.h"
 
@@ -64,24 +65,28 @@ private:
         if (team_ > 1) cpu::barrier(&all_);
     }
 
-    // Rows of a map of few groups are shared too; each stripe has sums of its own.
+    // Rows of a map of few groups are shared too.
     int stripes(int groups, int rows) const {
         return team_ > 1 && groups < 4 * team_ && groups % team_ ? std::min(team_, rows) : 1;
     }
 
     void expand_and_depthwise(int i, const T* in) {
         const BlockPlan& plan = job_.plan.blocks[i];
-        const std::vector<Range>& groups = job_.packed.blocks[i].groups;
+        const std::vector<Group>& groups = job_.packed.blocks[i].groups;
         const int parts = stripes(int(groups.size()), plan.rows.out);
         clear_padding(plan);
+        std::fill_n(own_.squeezed, squeezed(i), 0.0f);
         const auto [first, last] = share(int(groups.size()) * parts, tid_, team_);
         for (int item = first; item < last; ++item) {
             const auto [top, bottom] = share(plan.rows.out, item % parts, parts);
-            run_group(i, in, groups[item / parts], top, bottom, sums(item % parts));
+            run_group(i, in, groups[item / parts], top, bottom);
         }
     }
 
-    float* sums(int stripe) { return all_.sums + stripe * job_.plan.channels; }
+    // Channels of block i's squeeze, in whole blocks.
+    int squeezed(int i) const {
+        return blocks_of(job_.network.blocks[i].reduce.out) * kBlock;
+    }
 
     void clear_padding(const BlockPlan& p) {
         const int before = p.columns.before * kBlock, width = p.ring_width * kBlock;
@@ -93,15 +98,15 @@ private:
         }
     }
 
-    // Output rows [top, bottom) of the blocks of one group, and their sums.
-    void run_group(int i, const T* in, Range group, int top, int bottom, float* sums) {
+    // Output rows [top, bottom) of the blocks of one group, and what their sums are squeezed to.
+    void run_group(int i, const T* in, const Group& group, int top, int bottom) {
         const Conv& d = job_.network.blocks[i].depthwise;
         const PackedBlock<T>& packed = job_.packed.blocks[i];
         const BlockPlan& p = job_.plan.blocks[i];
         const long block_stride = long(p.ring_rows) * p.ring_width * kBlock;
         const long pixels = long(p.rows.out) * p.columns.out;
         const int taps = d.kernel * d.kernel, pad = p.rows.before;
-        std::fill_n(sums + group.first * kBlock, group.count * kBlock, 0.0f);
+        std::fill_n(own_.sums, group.count * kBlock, 0.0f);
         const int end = std::min(p.rows.in, (bottom - 1) * d.stride - pad + d.kernel);
         int have = std::max(0, top * d.stride - pad);
         next_image_row_ = have * job_.network.stem.stride - job_.plan.stem_rows.before;
@@ -127,10 +132,14 @@ private:
                 k_.depthwise({own_.rows, packed.taps + block * taps * kBlock,
                               packed.depthwise_bias + block * kBlock,
                               all_.depthwise + (block * pixels + long(y) * p.columns.out) * kBlock,
-                              sums + block * kBlock, d.kernel, d.stride, count, p.columns.out,
+                              own_.sums + b * kBlock, d.kernel, d.stride, count, p.columns.out,
                               d.act});
             }
             y = ready;
+        }
+        if (const int width = squeezed(i)) {
+            const int channels = std::min(group.count * kBlock, d.out - group.first * kBlock);
+            k_.squeeze(own_.squeezed, own_.sums, group.reduce, channels, width);
         }
     }
 
@@ -160,7 +169,7 @@ private:
             product.c_stride = block_stride;
             product.offset = p.offset.data() + long(top) * width;
             product.pixels = (bottom - top) * width;
-            for (const Panel* panel = first_of(w, group); in_group(w, group, panel); ++panel) {
+            for (const Panel<T>* panel = first_of(w, group); in_group(w, group, panel); ++panel) {
                 product.c = ring + (panel->first - group.first) * block_stride;
                 set(product, w, *panel);
                 k_.product(product);
@@ -180,21 +189,21 @@ private:
     }
 
     template <typename W>
-    static const Panel* first_of(const Panels<W>& w, Range group) {
-        const auto before = [](const Panel& p, int block) { return p.first < block; };
+    static const Panel<W>* first_of(const Panels<W>& w, Range group) {
+        const auto before = [](const Range& p, int block) { return p.first < block; };
         return &*std::lower_bound(w.panels.begin(), w.panels.end(), group.first, before);
     }
 
     template <typename W>
-    static bool in_group(const Panels<W>& w, Range group, const Panel* panel) {
+    static bool in_group(const Panels<W>& w, Range group, const Panel<W>* panel) {
         return panel != w.panels.data() + w.panels.size() &&
                panel->first < group.first + group.count;
     }
 
     // What is packed behind a panel is what is read after it.
     template <typename C>
-    static void set(Product<T, C>& product, const Panels<T>& w, const Panel& panel) {
-        product.b = w.weight + panel.offset;
+    static void set(Product<T, C>& product, const Panels<T>& w, const Panel<T>& panel) {
+        product.b = panel.weight;
         product.k = w.k;
         product.bias = w.bias + panel.first * kBlock;
         product.blocks = panel.count;
@@ -214,8 +223,8 @@ private:
         for (int c = 0; c < s.in; ++c) {
             for (int r = 0; r < s.kernel; ++r) rows[c * s.kernel + r] = image_row(c, above + r);
         }
-        for (const Panel* panel = first_of(w, group); in_group(w, group, panel); ++panel) {
-            k_.stem({rows, s.in * s.kernel, s.kernel, s.stride, w.weight + panel->offset,
+        for (const Panel<float>* panel = first_of(w, group); in_group(w, group, panel); ++panel) {
+            k_.stem({rows, s.in * s.kernel, s.kernel, s.stride, panel->weight,
                      w.bias + panel->first * kBlock, ring_row(p, panel->first - group.first, y),
                      long(p.ring_rows) * p.ring_width * kBlock, p.columns.in, panel->count});
         }
@@ -254,17 +263,14 @@ private:
         if (!b.reduce.out) return;
         const BlockPlan& p = job_.plan.blocks[i];
         const PackedBlock<T>& packed = job_.packed.blocks[i];
-        const int blocks = blocks_of(b.depthwise.out);
-        const int parts = stripes(int(packed.groups.size()), p.rows.out);
         const float inverse = 1.0f / (float(p.rows.out) * float(p.columns.out));
-        for (int c = 0; c < blocks * kBlock; ++c) {
-            float sum = sums(0)[c];
-            for (int s = 1; s < parts; ++s) sum += sums(s)[c];
-            own_.mean[c] = sum * inverse;
+        for (int j = 0; j < squeezed(i); ++j) {
+            float sum = 0.0f;
+            for (int t = 0; t < team_; ++t) sum += all_.threads[t].squeezed[j];
+            own_.hidden[j] = sum * inverse + packed.reduce_bias[j];
         }
-        k_.squeeze_excite(own_.mean, packed.reduce, packed.reduce_bias, packed.widen,
-                          packed.widen_bias, b.squeeze_act, own_.hidden, own_.gate, b.reduce.out,
-                          blocks);
+        k_.excite(own_.gate, own_.hidden, packed.widen, packed.widen_bias, b.squeeze_act,
+                  b.reduce.out, blocks_of(b.depthwise.out) * kBlock);
     }
 
     void project(int i, const T* in, T* out) {
@@ -274,21 +280,28 @@ private:
         const int pixels = p.rows.out * p.columns.out, panels = int(w.panels.size());
         // Of threes and twos one thread would have more.
         const bool by_panel =
-            panels % team_ == 0 && w.panels.front().count == w.panels.back().count;
+            team_ > 1 && panels % team_ == 0 && w.panels.front().count == w.panels.back().count;
         const auto [first, last] = by_panel ? share(panels, tid_, team_) : std::pair(0, panels);
         const auto [left, right] = by_panel ? std::pair(0, pixels) : share(pixels, tid_, team_);
         if (left == right) return;
+        T* const a = all_.depthwise + long(left) * kBlock;
+        const long stride = long(pixels) * kBlock;
+        // The gate goes where there is less to multiply.
+        const bool in_map = !by_panel && right - left < w.out;
+        if (b.reduce.out && in_map) {
+            k_.scale_map(a, stride, own_.gate, blocks_of(w.k), right - left);
+        }
         for (int j = first; j < last; ++j) {
-            const Panel& panel = w.panels[j];
+            const Panel<T>& panel = w.panels[j];
             const long at = (long(panel.first) * pixels + left) * kBlock;
             Product<T, T> product = {};
-            product.a = all_.depthwise + long(left) * kBlock;
-            product.a_stride = product.c_stride = long(pixels) * kBlock;
+            product.a = a;
+            product.a_stride = product.c_stride = stride;
             product.c = out + at;
             product.residual = b.residual ? in + at : nullptr;
             product.pixels = right - left;
             set(product, w, panel);
-            if (b.reduce.out) {
+            if (b.reduce.out && !in_map) {
                 k_.scale_rows(own_.panel, product.b, own_.gate, w.k, panel.count * kBlock);
                 product.b = own_.panel;
             }
@@ -302,7 +315,7 @@ private:
         const int pixels = last_block.rows.out * last_block.columns.out;
         const auto [first, last] = share(int(w.panels.size()), tid_, team_);
         for (int j = first; j < last; ++j) {
-            const Panel& panel = w.panels[j];
+            const Panel<T>& panel = w.panels[j];
             float* pooled = all_.pooled + panel.first * kBlock;
             std::fill_n(pooled, panel.count * kBlock, 0.0f);
             for (int left = 0; left < pixels; left += kPiece) {

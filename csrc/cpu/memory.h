@@ -28,6 +28,10 @@ public:
         used_ += bytes;
         return found;
     }
+    // The next arrays, of so many bytes in all, are to lie in one chunk.
+    void reserve(size_t bytes) {
+        if (bytes > left_ && !kApart) grow(bytes);
+    }
     size_t bytes() const { return used_; }
 
 private:

@@ -33,33 +33,42 @@ const float* pack_rows(Arena& arena, const float* rows, int count, int c) {
     return packed;
 }
 
-// weight [out][k], bias [out].
+// Of all that is packed for a block.
 template <typename T>
+size_t bytes_of(const Block& b) {
+    const auto whole = [](int channels) { return size_t(blocks_of(channels)) * kBlock; };
+    const Conv& d = b.depthwise;
+    const size_t c = whole(d.out), out = whole(b.project.out), squeezed = whole(b.reduce.out);
+    const size_t weights = c * (b.expand.in + 1) + out * (c + 1);
+    const size_t others = c * (d.kernel * d.kernel + 2 * squeezed + 3) + squeezed + out;
+    return weights * sizeof(T) + others * sizeof(float);
+}
+
+// weight [out][k], bias [out]. behind(group) packs what is read after the panels of each group.
+template <typename T, typename Behind>
 Panels<T> pack_panels(Arena& arena, const std::vector<float>& weight,
-                      const std::vector<float>& bias, int out, int k, int panel_blocks) {
+                      const std::vector<float>& bias, int out, int k, int panel_blocks,
+                      const Behind& behind) {
     constexpr int pair = Panels<T>::pair;
     Panels<T> p;
     p.k = k;
     p.out = out;
-    size_t size = 0;
+    const int most = panel_blocks == 1 ? 1 : kWidest;
     for (const Range& group : groups_of(blocks_of(out))) {
-        const int most = panel_blocks == 1 ? 1 : kWidest;
-        for (int first = 0; first < group.count; first += most) {
-            p.panels.push_back({{group.first + first, std::min(most, group.count - first)}, size});
-            size += p.size(p.panels.back());
+        for (int done = 0; done < group.count; done += most) {
+            const Range panel = {group.first + done, std::min(most, group.count - done)};
+            const int width = panel.count * kBlock, first = panel.first * kBlock;
+            T* const packed = arena.get<T>(p.size(panel));
+            p.panels.push_back({panel, packed});
+            for (int n = 0; n < std::min(width, out - first); ++n) {
+                const float* from = weight.data() + size_t(first + n) * k;
+                T* to = packed + n * pair;
+                for (int i = 0; i < k; ++i)
+                    put(to + size_t(i / pair) * width * pair + i % pair, from[i]);
+            }
         }
+        behind(group);
     }
-    T* packed = arena.get<T>(size);
-    for (const Panel& panel : p.panels) {
-        const int width = panel.count * kBlock, first = panel.first * kBlock;
-        for (int n = 0; n < std::min(width, out - first); ++n) {
-            const float* from = weight.data() + size_t(first + n) * k;
-            T* to = packed + panel.offset + n * pair;
-            for (int i = 0; i < k; ++i)
-                put(to + size_t(i / pair) * width * pair + i % pair, from[i]);
-        }
-    }
-    p.weight = packed;
     p.bias = pack_rows(arena, bias.data(), 1, out);
     return p;
 }
@@ -148,17 +157,31 @@ template <typename T>
 Packed<T> pack(const Network& n, int panel_blocks) {
     Packed<T> packed;
     Arena& arena = packed.arena;
-    const auto conv = [&](const Conv& c) {
-        const int k = int(c.weight.size() / c.out);
-        return pack_panels<T>(arena, c.weight, c.bias, c.out, k, panel_blocks);
+    const auto nothing = [](const Range&) {};
+    const auto conv = [&](const Conv& c, const auto& behind) {
+        return pack_panels<T>(arena, c.weight, c.bias, c.out, c.in, panel_blocks, behind);
     };
     packed.stem = pack_panels<float>(arena, n.stem.weight, n.stem.bias, n.stem.out,
-                                     int(n.stem.weight.size() / n.stem.out), panel_blocks);
+                                     int(n.stem.weight.size() / n.stem.out), panel_blocks, nothing);
     for (const Block& b : n.blocks) {
         PackedBlock<T> p;
+        arena.reserve(bytes_of<T>(b));  // what is behind a panel is fetched by its product
         const int c = b.depthwise.out, taps = b.depthwise.kernel * b.depthwise.kernel;
-        p.groups = groups_of(blocks_of(c));
-        if (b.expand.out) p.expand = conv(b.expand);
+        const int squeezed = b.reduce.out;
+        const std::vector<float> reduce = transposed(b.reduce.weight, squeezed, c);
+        const auto add_group = [&](const Range& group) {
+            p.groups.push_back({group, nullptr});
+            if (!squeezed) return;
+            const int first = group.first * kBlock;
+            p.groups.back().reduce =
+                pack_rows(arena, reduce.data() + size_t(first) * squeezed,
+                          std::min(group.count * kBlock, c - first), squeezed);
+        };
+        if (b.expand.out) {
+            p.expand = conv(b.expand, add_group);
+        } else {
+            for (const Range& group : groups_of(blocks_of(c))) add_group(group);
+        }
         float* to = arena.get<float>(size_t(blocks_of(c)) * taps * kBlock);
         for (int i = 0; i < c; ++i) {
             for (int t = 0; t < taps; ++t) {
@@ -168,20 +191,19 @@ Packed<T> pack(const Network& n, int panel_blocks) {
         }
         p.taps = to;
         p.depthwise_bias = pack_rows(arena, b.depthwise.bias.data(), 1, c);
-        if (b.reduce.out) {
-            const int squeezed = b.reduce.out;
-            p.reduce = pack_rows(arena, b.reduce.weight.data(), squeezed, c);
+        if (squeezed) {
             p.reduce_bias = pack_rows(arena, b.reduce.bias.data(), 1, squeezed);
             p.widen = pack_rows(arena, transposed(b.widen.weight, c, squeezed).data(), squeezed, c);
             p.widen_bias = pack_rows(arena, b.widen.bias.data(), 1, c);
         }
-        p.project = conv(b.project);
+        p.project = conv(b.project, nothing);
         packed.blocks.push_back(std::move(p));
     }
-    packed.head = conv(n.head);
+    packed.head = conv(n.head, nothing);
     if (n.classifier.out) {
         const Linear& l = n.classifier;
-        packed.classifier = pack_panels<T>(arena, l.weight, l.bias, l.out, l.in, panel_blocks);
+        packed.classifier =
+            pack_panels<T>(arena, l.weight, l.bias, l.out, l.in, panel_blocks, nothing);
     }
     return packed;
 }

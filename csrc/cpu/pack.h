@@ -10,34 +10,38 @@
 
 namespace effnet_fast::cpu {
 
-// Blocks that are multiplied, or expanded and convolved, together.
+// Blocks of 16 channels.
 struct Range {
     int first, count;
 };
 
 // Columns of a product's weights that one pass over the pixels multiplies.
+template <typename T>
 struct Panel : Range {
-    size_t offset;  // in Panels::weight
+    const T* weight;  // as Product::b
 };
 
 template <typename T>
 struct Panels {
     int k = 0, out = 0;
-    std::vector<Panel> panels;
-    const T* weight = nullptr;      // by panels, as Product::b
-    const float* bias = nullptr;    // whole blocks
-    size_t size(const Panel& p) const { return size_t(k + k % pair) * p.count * kBlock; }
+    std::vector<Panel<T>> panels;
+    const float* bias = nullptr;  // whole blocks
+    size_t size(const Range& p) const { return size_t(k + k % pair) * p.count * kBlock; }
 
     static constexpr int pair = sizeof(T) == 4 ? 1 : 2;
 };
 
+// Channels of a block that are expanded and convolved together: no panel of `expand` crosses them.
+struct Group : Range {
+    const float* reduce;  // [c][squeezed], its rows of the squeeze: behind its panels
+};
+
 template <typename T>
 struct PackedBlock {
-    std::vector<Range> groups;  // of the depthwise convolution: no panel of `expand` crosses one
+    std::vector<Group> groups;
     Panels<T> expand, project;
     const float *taps, *depthwise_bias;  // [block][kernel * kernel][16], [block][16]
-    // widen transposed to [squeezed][c].
-    const float *reduce = nullptr, *reduce_bias = nullptr, *widen = nullptr, *widen_bias = nullptr;
+    const float *reduce_bias = nullptr, *widen = nullptr, *widen_bias = nullptr;  // [squeezed][c]
 };
 
 template <typename T>

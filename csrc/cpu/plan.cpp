@@ -72,12 +72,12 @@ Workspace<T>::Workspace(const Plan& plan, int count) {
     depthwise = arena.get<T>(plan.depthwise);
     narrow = arena.get<T>(plan.channels);
     pooled = arena.get<float>(plan.channels);
-    sums = arena.get<float>(plan.channels * count);
     zeros = arena.get<float>(plan.zeros);
     for (int i = 0; i < count; ++i) {
         PerThread t;
         t.ring = arena.get<float>(plan.ring);
-        for (float** f : {&t.mean, &t.gate, &t.hidden}) *f = arena.get<float>(plan.channels);
+        t.sums = arena.get<float>(kWidest * kBlock);
+        for (float** f : {&t.squeezed, &t.hidden, &t.gate}) *f = arena.get<float>(plan.channels);
         t.piece = arena.get<float>(size_t(kWidest) * kPiece * kBlock);
         t.image = arena.get<float>(plan.image_rows * plan.image_width);
         t.rows = arena.get<const float*>(std::max(plan.image_rows, plan.rows));

@@ -42,7 +42,7 @@ Plan make_plan(const Network& network, int h, int w);
 template <typename T>
 struct Workspace {
     struct PerThread {
-        float *ring, *mean, *gate, *hidden, *piece, *image;
+        float *ring, *sums, *squeezed, *hidden, *gate, *piece, *image;
         const float** rows;  // of the image, or of the ring
         T* panel;
     };
@@ -50,7 +50,7 @@ struct Workspace {
 
     Arena arena;
     T *map[2], *depthwise, *narrow;
-    float *pooled, *sums, *zeros;
+    float *pooled, *zeros;
     std::vector<PerThread> threads;
 };
 

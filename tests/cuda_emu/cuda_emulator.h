@@ -2,8 +2,7 @@
 //
 //     g++ -std=c++17 -x c++ -include cuda_emulator.h -I<CUDA's headers> -c kernel.cu
 //
-// and link with scheduler.cpp, runtime.cpp and box_copies.cpp. x86-64 only (the fibers switch stacks
-// by hand).
+// and link with the .cpp files beside it. x86-64 only (the fibers switch stacks by hand).
 //
 // What it finds beyond wrong results, with the thread and the source line:
 // * barriers that not all threads of a block reach, or that they reach at different lines; threads

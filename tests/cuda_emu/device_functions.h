@@ -33,28 +33,10 @@ inline int segment(int width) { return lane() & ~(width - 1); }
 template <class Unpack>
 void mma_m16n8k16(float (&c)[4], std::array<uint32_t, 4> a, std::array<uint32_t, 2> b,
                   Unpack unpack, EMULATOR_SITE) {
-    const uint32_t own[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-    const Lanes& lanes = all_gather(0xffffffffu, own, sizeof own, site);
-    const int g = lane() / 4, t = lane() % 4;
-    double sums[4] = {};
-    for (int late = 0; late < 2; late++) {
-        for (int owner = 0; owner < 4; owner++) {
-            const unsigned char* const sources[4] = {
-                lanes.bytes[4 * g + owner] + 8 * late, lanes.bytes[4 * g + owner] + 8 * late + 4,
-                lanes.bytes[8 * t + owner] + 16 + 4 * late,
-                lanes.bytes[8 * t + 4 + owner] + 16 + 4 * late};
-            float pairs[4][2];  // of rows g and g + 8, columns 2 t and 2 t + 1
-            for (int i = 0; i < 4; i++) {
-                uint32_t bits;
-                std::memcpy(&bits, sources[i], sizeof bits);
-                unpack(bits, pairs[i]);
-            }
-            for (int i = 0; i < 4; i++)
-                for (int e = 0; e < 2; e++)
-                    sums[i] += double(pairs[i / 2][e]) * pairs[2 + i % 2][e];
-        }
-    }
-    for (int i = 0; i < 4; i++) c[i] = float(c[i] + sums[i]);
+    float own[6][2];
+    for (int i = 0; i < 4; i++) unpack(a[i], own[i]);
+    for (int i = 0; i < 2; i++) unpack(b[i], own[4 + i]);
+    multiply_matrices(c, own, site);
 }
 
 // movmatrix.sync.m8n8.trans.b16.

@@ -171,6 +171,9 @@ DEPTHWISE_BWD = [
     Bug("backward: no barrier before the rings become sums", BACKWARD,
         "reinterpret_cast<float*>(wide);\n    __syncthreads();", "reinterpret_cast<float*>(wide);",
         "depthwise_bwd"),
+    Bug("backward: no barrier between the tiles of a row", BACKWARD,
+        "__syncthreads();  // the rows of the tile before", "// the rows of the tile before",
+        "depthwise_bwd"),
     Bug("images that lie far apart share a block", TILE, "(kReach - 1) / (4 * stride)",
         "kReach + 0 * stride", "far_apart"),
 ]  # fmt: skip

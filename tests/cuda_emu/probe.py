@@ -6,6 +6,7 @@ costs what its checks cost. With ``sanitize=True`` the server runs under the san
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +40,8 @@ def checks(orders: int) -> dict[str, Callable[[ModuleType], None]]:
 
     names = ("odd-tall", "same-k5", "stride2-odd", "c-9", "c-not-8", "1-row", "batch-17", "sliced")
     cases = [c for c in DEPTHWISE if c.name in (*names, "mean>>std", "batch-0")]
+    # Rows of several tiles.
+    wide = next(replace(c, name="wide", w=80) for c in DEPTHWISE if c.name == "odd-wide")
     every = {"backend": "cuda"}
 
     def all_of(
@@ -76,6 +80,7 @@ def checks(orders: int) -> dict[str, Callable[[ModuleType], None]]:
         "depthwise_bwd": all_of(
             *on_cases(backward.test_depthwise_bwd, prologue=True),
             *on_cases(backward.test_depthwise_bwd, prologue=False),
+            partial(backward.test_depthwise_bwd, case=wide, prologue=True),
         ),
         "pointwise": all_of(
             *(
@@ -184,6 +189,7 @@ def _serve(orders: int) -> None:
     # What an op's first call imports takes three seconds: here, not in every child.
     with poisoned_memory():
         test_depthwise_training(case=DEPTHWISE[0], dtype=torch.float32, backend="reference")
+    gc.freeze()  # a child that looks through all this for garbage would copy it
     for line in sys.stdin:
         module, check = json.loads(line)
         reader, writer = os.pipe()

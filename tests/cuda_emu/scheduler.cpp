@@ -1,8 +1,7 @@
 #include "scheduler.h"
 
 #include "async_copies.h"
-
-#include <sys/mman.h>
+#include "stacks.h"
 
 #include <algorithm>
 #include <cstdarg>
@@ -30,7 +29,6 @@ std::string last_message;  // of fail(); runtime.cpp reads it
 
 namespace {
 
-constexpr size_t kStackBytes = 512 * 1024;  // address sanitizer's frames are large
 constexpr size_t kSharedAlignment = 512;
 
 enum class State { kReady, kAtBarrier, kAtCluster, kAtCollective, kDone };
@@ -64,6 +62,7 @@ struct Block {
     void* shared = nullptr;  // dynamic
     uint3 index{};
     int alive = 0, at_barrier = 0;
+    Site barrier{};  // where those at_barrier wait
 };
 
 struct Device {
@@ -76,6 +75,7 @@ struct Device {
     Fiber* current = nullptr;
     int threads = 0;  // of a block
     int at_cluster = 0;
+    Site cluster_barrier{};
     bool failed = false;
     void (*body)(void*) = nullptr;
     void* argument = nullptr;
@@ -88,19 +88,11 @@ struct Device {
 } device;
 
 int launch_device = -1;
-bool nan_expected = false;
 
 Block& own_block() { return device.blocks[device.current->block]; }
 Warp& own_warp() { return own_block().warps[device.current->number / 32]; }
 
 // ---------------------------------------------------------------- fibers
-
-// Pushes the registers that a callee saves, changes stacks, pops the other fiber's.
-__attribute__((naked, noinline)) void switch_stack(void** /*rdi: save*/, void* /*rsi: load*/) {
-    asm("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
-        "movq %rsp, (%rdi)\n movq %rsi, %rsp\n"
-        "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret");
-}
 
 void to_main(bool last = false) {
 #if defined(__SANITIZE_ADDRESS__)
@@ -150,21 +142,12 @@ void enter_fiber() {
     std::abort();  // a thread that is done is not resumed
 }
 
-// A stack on which switch_stack finds six registers to pop and enter_fiber to return to.
 void prepare(Fiber& fiber, int block, int number) {
     if (fiber.stack == nullptr && !device.stacks.empty()) {
         fiber.stack = device.stacks.back();
         device.stacks.pop_back();
     }
-    if (fiber.stack == nullptr) {
-        void* memory = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (memory == MAP_FAILED) std::abort();
-        fiber.stack = static_cast<char*>(memory);
-    }
-#if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(fiber.stack, kStackBytes);
-#endif
+    if (fiber.stack == nullptr) fiber.stack = new_stack();
     const unsigned n = number, x = device.block.x, y = device.block.y;
     fiber.state = State::kReady;
     fiber.number = number;
@@ -172,9 +155,7 @@ void prepare(Fiber& fiber, int block, int number) {
     fiber.index = {n % x, n / x % y, n / (x * y)};
     fiber.copies = {};
     fiber.fake_stack = nullptr;
-    void** top = reinterpret_cast<void**>(fiber.stack + kStackBytes) - 2;
-    *top = reinterpret_cast<void*>(&enter_fiber);
-    fiber.stack_pointer = top - 6;
+    fiber.stack_pointer = start_of(fiber.stack, number, &enter_fiber);
 }
 
 // ---------------------------------------------------------------- blocks
@@ -217,23 +198,33 @@ bool static_shared_used() {
                        [](char byte) { return static_cast<unsigned char>(byte) != kPoison; });
 }
 
+// Lets a warp of a fixed order run on until all of its threads wait for other warps.
+void run_warp(int first, int lanes) {
+    const bool reverse = device.order_name == "reverse";
+    for (bool ran = true; ran;) {
+        ran = false;
+        for (int i = 0; i < lanes; ++i) {
+            ran |= run_if_ready(first + (reverse ? lanes - 1 - i : i));
+            if (device.failed) return;
+        }
+    }
+}
+
 // Lets the threads of a block run to their next stop; false: none could, or the launch has failed.
 bool run_threads(int block) {
     const int first = block * device.threads;
     std::iota(device.order.begin(), device.order.end(), first);
     arrange(device.order);
+    const bool random = random_order();
     bool any = false;
     for (const int i : device.order) {
         // In the fixed orders a warp runs on while one of its threads can: as far ahead of the
         // others as barriers let it. In the random one all warps keep step.
-        bool ran = run_if_ready(i);
+        const bool ran = run_if_ready(i);
         any |= ran;
-        while (ran && !random_order() && !device.failed) {
-            ran = false;
-            for (const int j : device.order) {
-                const bool same_warp = (j - first) / 32 == (i - first) / 32;
-                if (same_warp && !device.failed) ran |= run_if_ready(j);
-            }
+        if (ran && !random) {
+            const int lane0 = (i - first) / 32 * 32;
+            run_warp(first + lane0, std::min(32, device.threads - lane0));
         }
         if (device.failed) return false;
     }
@@ -309,14 +300,17 @@ void fail(Site site, const char* format, ...) {
 
 namespace {
 
-// Another thread in `state`, of any block or of the running thread's, must wait at the same line.
-void check_same_barrier(State state, bool any_block, Site site) {
-    for (const Fiber& other : device.fibers) {
-        if (other.state != state || !(any_block || other.block == device.current->block)) continue;
-        if (other.site.line != site.line || std::strcmp(other.site.file, site.file) != 0)
+bool same(Site a, Site b) {
+    return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
+}
+
+[[noreturn]] void fail_divergent(State state, bool any_block, Site site) {
+    for (const Fiber& other : device.fibers)
+        if (other.state == state && (any_block || other.block == device.current->block) &&
+            &other != device.current)
             fail(site, "divergent barrier: thread %d waits at %s:%d", other.number, other.site.file,
                  other.site.line);
-    }
+    std::abort();  // somebody waits there
 }
 
 }  // namespace
@@ -328,7 +322,8 @@ void sync_threads(Site site) {
         fail(site, "a barrier, but %d threads have left the kernel", device.threads - block.alive);
     fiber.site = site;
     fiber.state = State::kAtBarrier;
-    check_same_barrier(State::kAtBarrier, false, site);
+    if (block.at_barrier == 0) block.barrier = site;
+    if (!same(block.barrier, site)) fail_divergent(State::kAtBarrier, false, site);
     if (++block.at_barrier == device.threads) {
         for (Fiber& other : device.fibers)
             if (other.state == State::kAtBarrier && other.block == fiber.block)
@@ -346,7 +341,8 @@ void sync_cluster(Site site) {
             fail(site, "a barrier of the cluster, but threads have left the kernel");
     fiber.site = site;
     fiber.state = State::kAtCluster;
-    check_same_barrier(State::kAtCluster, true, site);
+    if (device.at_cluster == 0) device.cluster_barrier = site;
+    if (!same(device.cluster_barrier, site)) fail_divergent(State::kAtCluster, true, site);
     if (++device.at_cluster == device.threads * static_cast<int>(device.blocks.size())) {
         for (Fiber& other : device.fibers)
             if (other.state == State::kAtCluster) other.state = State::kReady;
@@ -400,13 +396,6 @@ const Lanes& all_gather(unsigned mask, const void* value, size_t bytes, Site sit
     }
     // By index: another lane's new mask may have moved the vector.
     return own_warp().collectives[which].values[generation & 1];
-}
-
-bool any_nan(float value, Site site) {
-    const unsigned char mine = value != value;
-    if (mine && !nan_expected) fail(site, "NaN in a sum of finite operands: something not written?");
-    const Lanes& lanes = all_gather(0xffffffffu, &mine, 1, site);
-    return std::any_of(lanes.bytes, lanes.bytes + 32, [](const auto& lane) { return lane[0] != 0; });
 }
 
 // ---------------------------------------------------------------- asynchronous copies
@@ -474,6 +463,12 @@ cudaError_t run_grid(dim3 grid, dim3 block, int cluster, size_t shared_bytes, vo
         run_cluster();
         if (device.failed) break;
     }
+#if defined(__SANITIZE_ADDRESS__)
+    // A thread that returned left its stack as it found it; the others' frames stay poisoned.
+    for (const Fiber& fiber : device.fibers)
+        if (fiber.state != State::kDone)
+            __asan_unpoison_memory_region(fiber.stack, kStackBytes);
+#endif
     for (Block& b : device.blocks)
         ::operator delete(b.shared, std::align_val_t(kSharedAlignment));
     return check_boxes(device.failed ? cudaErrorLaunchFailure : cudaSuccess);
@@ -485,11 +480,6 @@ extern "C" {
 
 __attribute__((visibility("default"))) void emulator_set_order(const char* name) {
     emulator::device.order_name = name;
-}
-
-// Whether operands may be infinite or NaN, so that sums may be NaN.
-__attribute__((visibility("default"))) void emulator_expect_nan(int expected) {
-    emulator::nan_expected = expected != 0;
 }
 
 // The device that was current at the last launch.

@@ -57,9 +57,9 @@ T* shared_of(T* own, int rank, Site site = {__builtin_FILE(), __builtin_LINE()})
     return static_cast<T*>(shared_bytes_of(own, rank, site));
 }
 
-// One value of up to 24 bytes per lane.
-struct Lanes {
-    unsigned char bytes[32][24];
+// One value of up to 96 bytes per lane.
+struct alignas(16) Lanes {
+    unsigned char bytes[32][96];
 };
 
 // Waits until every lane of `mask` has come with its value; then each gets all of them, to be read
@@ -69,13 +69,17 @@ const Lanes& all_gather(unsigned mask, const void* value, size_t bytes, Site sit
 // The value of `source`, one of the lanes of `mask`.
 template <class T>
 T exchange(unsigned mask, T value, int source, Site site) {
-    static_assert(sizeof(T) <= 32 && std::is_trivially_copyable_v<T>, "a shuffle's operand");
+    static_assert(sizeof(T) <= sizeof(Lanes::bytes[0]) && std::is_trivially_copyable_v<T>, "a shuffle's operand");
     const Lanes& lanes = all_gather(mask, &value, sizeof value, site);
     if (!(mask >> source & 1u)) fail(site, "shuffle from lane %d, not in mask %08x", source, mask);
     T result;
     std::memcpy(&result, lanes.bytes[source], sizeof result);
     return result;
 }
+
+// A warp's product of matrices, mma.sync.m16n8k16: `own` are the floats of the lane's words, four of
+// the row-major A and two of the column-major B. In matrix_functions.cpp.
+void multiply_matrices(float (&c)[4], const float (&own)[6][2], Site site);
 
 // Whether a lane of the whole warp has a NaN; if so, and none was to be expected, an error.
 bool any_nan(float value, Site site = {__builtin_FILE(), __builtin_LINE()});

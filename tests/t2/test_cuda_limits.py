@@ -91,7 +91,8 @@ def gradient() -> list[Any]:
 def test_a_product_without_a_kernel_has_a_reason() -> None:
     assert limits.cuda_product("pointwise", tuple(product())) is None
     assert limits.cuda_product("pointwise_bwd", tuple(gradient())) is None
-    wide = product(40)[0]
+    wide, flat = product(40)[0], torch.randn(24 * 16 + 8).bfloat16()
+    split = flat[1 : 24 * 16 + 1].view(24, 16, 1, 1)  # of parameters that share one tensor
     for op, args, at, value, expected in (
         ("pointwise", product(dtype=torch.float32), 0, None, "one 16-bit type"),
         ("pointwise", product(12), 0, None, "multiples of 8"),
@@ -100,6 +101,8 @@ def test_a_product_without_a_kernel_has_a_reason() -> None:
         ("pointwise", product(), 0, wide[:, 4:20], "16-byte vectors"),
         ("pointwise", product(), 0, wide[:, :16, :, :5], "evenly spaced"),
         ("pointwise", product(), 8, wide[:, 4:20], "16-byte vectors"),
+        ("pointwise", product(), 1, split, "16-byte boundary"),
+        ("pointwise_bwd", gradient(), 3, split, "16-byte boundary"),
         ("pointwise_bwd", gradient(), 0, "absent", "activation behind"),
         ("pointwise_bwd", gradient(), 6, "silu", "activation behind"),
         ("pointwise_bwd", gradient(), 8, torch.rand(2, 24), "activation behind"),

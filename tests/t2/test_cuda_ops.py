@@ -19,6 +19,7 @@ from tests.cuda_emu import build
 from tests.cuda_emu.backend import ORDERS, in_every_order
 from tests.ops import test_backward as backward
 from tests.ops import test_forward as forward
+from tests.ops import test_parameters as parameters
 
 reason = build.why_not()
 pytestmark = [
@@ -70,6 +71,11 @@ test_depthwise_bwd = emulated(backward.test_depthwise_bwd)
 test_se_bwd_reduce = emulated(backward.test_se_bwd_reduce)
 test_se_gate_bwd = emulated(backward.test_se_gate_bwd)
 test_bn_bwd_coef = emulated(backward.test_bn_bwd_coef)
+
+test_convolutions = emulated(parameters.test_convolutions)
+test_convolutions_backward = emulated(parameters.test_convolutions_backward)
+test_squeeze_and_excitation = emulated(parameters.test_squeeze_and_excitation)
+test_batch_norm = emulated(parameters.test_batch_norm)
 
 # Matrix products, around which the passes are ours (ops/on_cuda/products.py).
 test_pointwise_training = emulated(forward.test_pointwise_training)

@@ -1,9 +1,10 @@
 """Every planted bug is caught, and the kernels as they are pass every check, also sanitized."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import cycle
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -14,47 +15,95 @@ from tests.cuda_emu.probe import Prober
 reason = build.why_not()
 pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
 
-CHECKS = ("depthwise", "depthwise_bwd", "pointwise", "squeeze_excite", "batch_norm", "far_apart")
-CHECKS += ("inference", "strides", "infinities", "halves")
+TENSOR = ("depthwise_fwd.cu", "depthwise_tensor.cu", "reduce.cu")
+#: The checks, and the files of kernels that each runs: a bug in a header is planted in those.
+CHECKS = {
+    "depthwise": TENSOR,
+    "inference": TENSOR,
+    "strides": TENSOR,
+    "depthwise_bwd": ("depthwise_bwd.cu", "reduce.cu"),
+    "pointwise": ("pointwise_fwd.cu", "pointwise_bwd.cu", "reduce.cu"),
+    "squeeze_excite": ("squeeze_excite.cu", "se_gate.cu", "se_gate_bwd.cu", "reduce.cu"),
+    "batch_norm": ("batch_norm.cu", "reduce.cu"),
+    "far_apart": (*TENSOR, "depthwise_bwd.cu", "squeeze_excite.cu", "batch_norm.cu"),
+    "infinities": (*TENSOR, "depthwise_bwd.cu"),
+    "halves": (*TENSOR, "depthwise_bwd.cu"),
+}
+NO_LAUNCH = """#include "cuda/launch.h"
+#include "cuda/cluster.cuh"
+#define launch(...) cudaErrorUnknown
+#define launch_clusters(...) cudaErrorUnknown
+"""
 WORKERS = 2
+
+
+class Job(NamedTuple):
+    """A module to build and judge: the sources after ``edit``, which ``kernels`` take part in."""
+
+    name: str
+    check: str
+    sanitize: bool = False
+    edit: Callable[[dict[str, str]], None] | None = None
+    kernels: Collection[str] = ()
+
+
 Verdicts = dict[tuple[str, bool, str], Future[str]]
+
+
+def break_launches(texts: dict[str, str]) -> None:
+    """Every launch of a file of kernels becomes an error."""
+    for name in texts:
+        if name.endswith(".cu"):
+            texts[name] = NO_LAUNCH + texts[name]
+
+
+def jobs() -> list[Job]:
+    """Those that take longest first, so that all workers end together."""
+    bugs = sorted(BUGS, key=lambda bug: not bug.sanitize)
+    files = {Path(name).name for name in build.sources() if name.endswith(".cu")}
+    return [
+        *(Job("", check, sanitize) for sanitize in (True, False) for check in CHECKS),
+        *(Job(b.name, b.check, b.sanitize, b.plant, CHECKS[b.check]) for b in bugs),
+        *(Job("others", c, False, break_launches, files - set(CHECKS[c])) for c in CHECKS),
+    ]
 
 
 @pytest.fixture(scope="module")
 def verdicts(cuda_emulator: build.Builder) -> Iterator[Verdicts]:
-    """(name of the bug or "", sanitized, check) -> the complaint. All are queued at once."""
+    """(the job's name, sanitized, check) -> the complaint. All are queued at once."""
     found: Verdicts = {}
+    probers: dict[tuple[int, bool], Prober] = {}
 
-    def judge(probers: dict[bool, Prober], bug: Bug | None, sanitize: bool, check: str) -> str:
-        module = cuda_emulator.build(None if bug is None else bug.plant, sanitize=sanitize)
-        if sanitize not in probers:
-            probers[sanitize] = Prober(sanitize=sanitize)
-        return probers[sanitize].complaint(module, check)
+    def judge(job: Job) -> str:
+        module = cuda_emulator.build(job.edit, sanitize=job.sanitize, kernels=job.kernels)
+        # A prober judges one module at a time: every worker has its own.
+        key = threading.get_ident(), job.sanitize
+        if key not in probers:
+            probers[key] = Prober(sanitize=job.sanitize)
+        return probers[key].complaint(module, job.check)
 
-    jobs: list[tuple[Bug | None, bool, str]] = []
-    jobs += [(None, sanitize, check) for check in CHECKS for sanitize in (False, True)]
-    jobs += [(bug, bug.sanitize, bug.check) for bug in BUGS]
-    # One thread per worker, each with probers of its own, which judge one module at a time.
-    pools = [ThreadPoolExecutor(1) for _ in range(WORKERS)]
-    probers: list[dict[bool, Prober]] = [{} for _ in range(WORKERS)]
     for sanitize in (False, True):  # what all others are linked with
         cuda_emulator.build(sanitize=sanitize)
-    for worker, (bug, sanitize, check) in zip(cycle(range(WORKERS)), jobs, strict=False):
-        key = ("" if bug is None else bug.name, sanitize, check)
-        assert key not in found, f"two bugs are called {key[0]}"
-        found[key] = pools[worker].submit(judge, probers[worker], bug, sanitize, check)
+    pool = ThreadPoolExecutor(WORKERS)
+    for job in jobs():
+        key = job.name, job.sanitize, job.check
+        assert key not in found, f"two bugs are called {job.name}"
+        found[key] = pool.submit(judge, job)
     yield found
-    for pool in pools:
-        pool.shutdown(cancel_futures=True)
-    for own in probers:
-        for prober in own.values():
-            prober.close()
+    pool.shutdown(cancel_futures=True)
+    for prober in probers.values():
+        prober.close()
 
 
 @pytest.mark.parametrize("sanitize", [False, True], ids=["plain", "sanitized"])
 @pytest.mark.parametrize("check", CHECKS)
 def test_the_kernels_as_they_are(verdicts: Verdicts, check: str, sanitize: bool) -> None:
     assert verdicts["", sanitize, check].result() == ""
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_check_runs_no_kernels_but_those_it_names(verdicts: Verdicts, check: str) -> None:
+    assert verdicts["others", False, check].result() == ""
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)

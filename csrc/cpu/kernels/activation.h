@@ -77,53 +77,48 @@ void scale_rows(T* out, const T* in, const float* gate, int k, int width) {
     }
 }
 
-static void squeeze_excite(const float* mean, const float* reduce, const float* reduce_bias,
-                           const float* widen, const float* widen_bias, Activation act,
-                           float* hidden, float* gate, int squeezed, int blocks) {
-    const int width = blocks * kBlock;
-    for (int j = 0; j < squeezed; ++j, reduce += width) {
-        Vec acc[4] = {};
-        int c = 0;
-        for (; c + 4 * kLanes <= width; c += 4 * kLanes) {
-            EFFNET_FAST_UNROLL for (int i = 0; i < 4; ++i) {
-                acc[i] += load(reduce + c + i * kLanes) * load(mean + c + i * kLanes);
+template <typename T>
+void scale_map(T* map, long stride, const float* gate, int blocks, int pixels) {
+    for (int b = 0; b < blocks; ++b, map += stride, gate += kBlock) {
+        for (int lane = 0; lane < kBlock; lane += kLanes) {
+            const Vec g = load(gate + lane);
+            for (int m = 0; m < pixels; ++m) {
+                T* const x = map + m * kBlock + lane;
+                store(x, load(x) * g);
             }
         }
-        for (; c < width; c += kLanes) acc[0] += load(reduce + c) * load(mean + c);
-        const Vec all = (acc[0] + acc[1]) + (acc[2] + acc[3]);
-        float z = reduce_bias[j];
-        for (int i = 0; i < kLanes; ++i) z += all[i];
-        hidden[j] = z;
     }
-    for (int j = 0; j < squeezed; j += kBlock) {
-        alignas(64) float some[kBlock] = {};
-        const int count = squeezed - j < kBlock ? squeezed - j : kBlock;
-        for (int i = 0; i < count; ++i) some[i] = hidden[j + i];
-        activate_dense(some, 1, act, nullptr);
-        for (int i = 0; i < count; ++i) hidden[j + i] = some[i];
+}
+
+// `vecs` registers of out += in[count] * weight[count][width].
+template <int vecs>
+EFFNET_FAST_INLINE void add_columns(float* out, const float* in, const float* weight, int count,
+                                    int width) {
+    Vec acc[vecs];
+    EFFNET_FAST_UNROLL for (int i = 0; i < vecs; ++i) acc[i] = load(out + i * kLanes);
+    for (int k = 0; k < count; ++k, weight += width) {
+        const Vec x = broadcast(in[k]);
+        EFFNET_FAST_UNROLL for (int i = 0; i < vecs; ++i) acc[i] += load(weight + i * kLanes) * x;
     }
-    constexpr int step = 4;  // registers side by side; blocks hold kPer each
-    for (int c = 0; c < width; c += step * kLanes) {
-        const int count = (width - c) / kLanes < step ? (width - c) / kLanes : step;
-        Vec acc[step] = {};
-        for (int i = 0; i < count; ++i) acc[i] = load(widen_bias + c + i * kLanes);
-        if (count == step) {
-            for (int j = 0; j < squeezed; ++j) {
-                const float* w = widen + long(j) * width + c;
-                const Vec z = broadcast(hidden[j]);
-                EFFNET_FAST_UNROLL for (int i = 0; i < step; ++i) {
-                    acc[i] += load(w + i * kLanes) * z;
-                }
-            }
-        } else {
-            for (int j = 0; j < squeezed; ++j) {
-                const float* w = widen + long(j) * width + c;
-                for (int i = 0; i < count; ++i) acc[i] += load(w + i * kLanes) * hidden[j];
-            }
-        }
-        for (int i = 0; i < count; ++i) {
-            store(gate + c + i * kLanes, times_sigmoid(broadcast(1.0f), acc[i]));
-        }
+    EFFNET_FAST_UNROLL for (int i = 0; i < vecs; ++i) store(out + i * kLanes, acc[i]);
+}
+
+static void squeeze(float* hidden, const float* in, const float* reduce, int count, int width) {
+    constexpr int side = 4;  // registers side by side
+    int n = 0;
+    for (; n + side * kBlock <= width; n += side * kBlock) {
+        add_columns<side * kPer>(hidden + n, in, reduce + n, count, width);
+    }
+    for (; n < width; n += kBlock) add_columns<kPer>(hidden + n, in, reduce + n, count, width);
+}
+
+static void excite(float* gate, float* hidden, const float* widen, const float* bias,
+                   Activation act, int count, int width) {
+    activate_dense(hidden, (count + kBlock - 1) / kBlock, act, nullptr);
+    for (int n = 0; n < width; n += kLanes) store(gate + n, load(bias + n));
+    squeeze(gate, hidden, widen, count, width);
+    for (int n = 0; n < width; n += kLanes) {
+        store(gate + n, times_sigmoid(broadcast(1.0f), load(gate + n)));
     }
 }
 

@@ -76,14 +76,17 @@ struct Kernels {
     void (*activate)(float* x, const int* offset, int pixels, Activation act, float* sum);
     void (*widen)(float* out, const T* in, long count);  // count: a multiple of 16
     void (*narrow)(T* out, const float* in, long count);
-    // out[k][n] = in[k][n] * gate[k], in b's layout: the gate of squeeze-and-excitation in the
-    // weights. gate[k] is read up to an even number.
+    // hidden[width] += in[count] * reduce[count][width]; width: a multiple of 16.
+    void (*squeeze)(float* hidden, const float* in, const float* reduce, int count, int width);
+    // gate[width] = sigmoid(hidden[count] * widen[count][width] + bias[width]), where hidden goes
+    // through its activation first, in place, as whole blocks.
+    void (*excite)(float* gate, float* hidden, const float* widen, const float* bias,
+                   Activation act, int count, int width);
+    // out[k][n] = in[k][n] * gate[k], in b's layout: the gate in the weights. gate[k] is read up to
+    // an even number.
     void (*scale_rows)(T* out, const T* in, const float* gate, int k, int width);
-    // gate = sigmoid(widen * act(reduce * mean + reduce_bias) + widen_bias): reduce and widen are
-    // [squeezed][16 * blocks], hidden has room for `squeezed` values.
-    void (*squeeze_excite)(const float* mean, const float* reduce, const float* reduce_bias,
-                           const float* widen, const float* widen_bias, Activation act,
-                           float* hidden, float* gate, int squeezed, int blocks);
+    // The gate in `pixels` pixels of all `blocks` of a map.
+    void (*scale_map)(T* map, long stride, const float* gate, int blocks, int pixels);
 };
 
 }  // namespace effnet_fast::cpu

@@ -16,8 +16,10 @@ constexpr Kernels<T> table() {
             activate<kRough<T>>,
             convert<float, T>,
             convert<T, float>,
+            squeeze,
+            excite,
             scale_rows<T>,
-            squeeze_excite};
+            scale_map<T>};
 }
 
 }  // namespace effnet_fast::cpu::EFFNET_FAST_ISA

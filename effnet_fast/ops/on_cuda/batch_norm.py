@@ -16,6 +16,7 @@ from effnet_fast.ops.on_cuda.bridge import (
     param,
     strided,
 )
+from effnet_fast.ops.parameters import all_contiguous, contiguous, write_back
 from effnet_fast.ops.shapes import new_acc, new_like, new_norm_pair
 
 
@@ -26,8 +27,9 @@ def bn_fold(
     """Mean and biased variance [C] -> (affine, norm), [2,C] in fp32."""
     c = mean.shape[0]
     affine, norm = new_norm_pair(mean, c, acc)
+    bn = all_contiguous((weight, bias, mean, var))
     bridge.native().bn_fold(
-        c, batch_norm([weight, bias, mean, var], eps), affine.data_ptr(), norm.data_ptr(),
+        c, batch_norm(bn, eps), affine.data_ptr(), norm.data_ptr(),
         bridge.place(mean),
     )  # fmt: skip
     return affine, norm
@@ -40,10 +42,14 @@ def bn_finalize(
     """stats [2,C] -> (affine, norm); updates the running statistics."""
     c = stats.shape[1]
     affine, norm = new_norm_pair(stats, c, stats.dtype)
+    weight, bias = contiguous(weight), contiguous(bias)
+    mean, var = contiguous(running_mean), contiguous(running_var)
     bridge.native().bn_finalize(
-        c, stats.data_ptr(), param(weight), param(bias), param(running_mean), param(running_var),
-        count, momentum, eps, affine.data_ptr(), norm.data_ptr(), bridge.place(stats),
+        c, stats.data_ptr(), param(weight), param(bias), param(mean), param(var), count, momentum,
+        eps, affine.data_ptr(), norm.data_ptr(), bridge.place(stats),
     )  # fmt: skip
+    write_back(running_mean, mean)
+    write_back(running_var, var)
     return affine, norm
 
 
@@ -79,6 +85,7 @@ def bn_bwd_coef(
     """-> coef [4,C]."""
     c = norm.shape[1]
     coef = new_acc(norm, 4, c)
+    weight = contiguous(weight)
     bridge.native().bn_bwd_coef(
         c, sums.data_ptr(), norm.data_ptr(), param(weight), count, batch_stats, coef.data_ptr(),
         bridge.place(norm),

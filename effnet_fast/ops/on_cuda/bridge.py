@@ -75,8 +75,12 @@ def map_shape(x: Tensor) -> tuple[int, int, int, int, int]:
 
 
 def param(t: Tensor | None) -> Param:
-    """Address and type of a contiguous vector."""
-    return ABSENT_PARAM if t is None else (t.data_ptr(), DTYPES[t.dtype])
+    """Address and type of a vector that must be contiguous: see :mod:`..parameters`."""
+    if t is None:
+        return ABSENT_PARAM
+    if not t.is_contiguous():
+        raise ValueError(f"expected a contiguous vector, got strides {t.stride()}")
+    return t.data_ptr(), DTYPES[t.dtype]
 
 
 def batch_norm(

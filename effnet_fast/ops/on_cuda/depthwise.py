@@ -15,6 +15,7 @@ from effnet_fast.ops.on_cuda.bridge import (
     dense,
     strided,
 )
+from effnet_fast.ops.parameters import all_contiguous
 from effnet_fast.ops.shapes import new_acc, new_conv_map, new_grads
 from effnet_fast.reference import POOL_ROWS, Padding
 
@@ -39,10 +40,10 @@ def depthwise(
         reduced = new_acc(x, -(-p // POOL_ROWS), n, c)
     else:
         reduced = new_acc(x, 0)
-    weight = weight.contiguous()
+    weight, bn = weight.contiguous(), all_contiguous(out_bn)
     bridge.native().depthwise(
         _shape(x, y, weight, stride, padding), strided(x), weight.data_ptr(), address(in_affine),
-        ACTIVATIONS[in_act], batch_norm(out_bn, eps), ACTIVATIONS[out_act], REDUCTIONS[reduce],
+        ACTIVATIONS[in_act], batch_norm(bn, eps), ACTIVATIONS[out_act], REDUCTIONS[reduce],
         y.data_ptr(), reduced.data_ptr(), Workspace(x), bridge.place(x),
     )  # fmt: skip
     return y, reduced

@@ -14,6 +14,7 @@ from effnet_fast.ops.on_cuda.bridge import (
     batch_norm,
     dense,
 )
+from effnet_fast.ops.parameters import all_contiguous
 from effnet_fast.ops.shapes import new_acc, new_grads, new_map
 
 
@@ -38,10 +39,10 @@ def pointwise(
     k = weight.shape[0]
     y = new_map(x, n, k, h, w)
     moments = new_acc(x, 2, k) if stats else new_acc(x, 0)
-    weight = weight.contiguous()
+    weight, bn = weight.contiguous(), all_contiguous(out_bn)
     bridge.native().pointwise(
         _shape(x, weight), _pixels(x), weight.data_ptr(), address(in_affine), ACTIVATIONS[in_act],
-        address(in_gate), batch_norm(out_bn, eps), ACTIVATIONS[out_act], _pixels(residual),
+        address(in_gate), batch_norm(bn, eps), ACTIVATIONS[out_act], _pixels(residual),
         y.data_ptr(), moments.data_ptr() if stats else 0, Workspace(x), bridge.place(x),
     )  # fmt: skip
     return y, moments

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from effnet_fast.ops.on_cuda import bridge
 from effnet_fast.ops.on_cuda.bridge import (
-    ABSENT_PARAM,
     ACTIVATIONS,
     DTYPES,
     Param,
@@ -17,6 +16,7 @@ from effnet_fast.ops.on_cuda.bridge import (
     param,
     strided,
 )
+from effnet_fast.ops.parameters import contiguous
 from effnet_fast.ops.shapes import new_acc, new_excitation_grads
 
 
@@ -32,12 +32,12 @@ def se_pool(x: Tensor, affine: Tensor | None, act: str) -> Tensor:
 
 def _weights(
     w_reduce: Tensor, b_reduce: Tensor, w_expand: Tensor, b_expand: Tensor | None
-) -> tuple[tuple[int, int, int, Param, Param], tuple[Tensor, Tensor]]:
+) -> tuple[tuple[int, int, int, Param, Param], tuple[Tensor | None, ...]]:
     """As the native module takes them, and the tensors that hold the memory."""
-    held = w_reduce.contiguous(), w_expand.contiguous()
-    last = ABSENT_PARAM if b_expand is None else param(b_expand)
-    dtype = DTYPES[w_reduce.dtype]
-    return (held[0].data_ptr(), held[1].data_ptr(), dtype, param(b_reduce), last), held
+    reduce, expand = w_reduce.contiguous(), w_expand.contiguous()
+    biases = contiguous(b_reduce), contiguous(b_expand)
+    addresses = reduce.data_ptr(), expand.data_ptr(), DTYPES[w_reduce.dtype]
+    return (*addresses, param(biases[0]), param(biases[1])), (reduce, expand, *biases)
 
 
 def se_gate(

@@ -8,12 +8,8 @@ from torch import Tensor
 from effnet_fast.kernels import batch_norm as kernel
 from effnet_fast.kernels import reduce, tuning, walk
 from effnet_fast.ops.on_triton.common import TYPE_NAMES, pixels
+from effnet_fast.ops.parameters import contiguous, write_back
 from effnet_fast.ops.shapes import new_acc, new_like, new_norm_pair
-
-
-def contiguous(v: Tensor | None) -> Tensor | None:
-    """A parameter that the kernels read densely: itself, unless it is a strided slice."""
-    return None if v is None else v.contiguous()
 
 
 def bn_fold(
@@ -44,11 +40,9 @@ def bn_finalize(
         stats[0], stats[1], contiguous(weight), contiguous(bias), running,
         affine, norm, c, eps, momentum, count / max(count - 1, 1),
     )  # fmt: skip
-    if running is not None and running_mean is not None and running_var is not None:
-        if running[0] is not running_mean:
-            running_mean.copy_(running[0])
-        if running[1] is not running_var:
-            running_var.copy_(running[1])
+    if running is not None:
+        write_back(running_mean, running[0])
+        write_back(running_var, running[1])
     return affine, norm
 
 

@@ -8,6 +8,7 @@ from effnet_fast.kernels import conv2d as forward
 from effnet_fast.kernels import conv2d_bwd as backward
 from effnet_fast.kernels import reduce, tuning
 from effnet_fast.ops.on_triton.common import TYPE_NAMES, dot_precision
+from effnet_fast.ops.parameters import all_contiguous
 from effnet_fast.ops.shapes import new_acc, new_conv_map, new_grads
 from effnet_fast.reference import Padding
 
@@ -39,8 +40,8 @@ def conv2d(
         parts = forward.programs(pixels, config)
         moments, counts = new_acc(x, parts, 2, k), new_acc(x, parts)
     forward.launch_conv2d(
-        x, weight, out_bn, y, moments, counts, stride, padding[0], padding[2], eps, out_act,
-        dot_precision(x), config,
+        x, weight, all_contiguous(out_bn), y, moments, counts, stride, padding[0], padding[2], eps,
+        out_act, dot_precision(x), config,
     )  # fmt: skip
     if stats:
         reduce.launch_merge_moments(moments, counts, merged, parts, k)

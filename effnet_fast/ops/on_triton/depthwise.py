@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
@@ -12,6 +10,7 @@ from effnet_fast.kernels import depthwise_bwd as bwd
 from effnet_fast.kernels import reduce as second_stage
 from effnet_fast.kernels import tuning
 from effnet_fast.ops.on_triton.common import TYPE_NAMES, pixels
+from effnet_fast.ops.parameters import all_contiguous
 from effnet_fast.ops.shapes import new_conv_map, new_like
 from effnet_fast.reference import POOL_ROWS, Padding
 
@@ -49,7 +48,7 @@ def depthwise(
         moments, counts = reduced.new_empty((along, 2, c)), reduced.new_empty(along)
     default = fwd.default_config(c, q, x.element_size())
     config = tuning.pick("depthwise", _key(k, stride, c, q, x.dtype), default)
-    bn = cast("tuple[Tensor | None, Tensor | None, Tensor, Tensor]", tuple(out_bn)) or None
+    bn = tuple(all_contiguous(out_bn)) or None
     at = pixels(x)
     fwd.launch_depthwise(
         x, _taps(weight), in_affine, bn, y, reduced if reduce == "pool" else None, moments, counts,

@@ -7,6 +7,7 @@ from torch import Tensor
 from effnet_fast.kernels import pointwise as kernel
 from effnet_fast.kernels import reduce, tuning
 from effnet_fast.ops.on_triton.common import TYPE_NAMES, dot_precision, pixels
+from effnet_fast.ops.parameters import all_contiguous
 from effnet_fast.ops.shapes import new_acc, new_map
 
 
@@ -32,7 +33,8 @@ def pointwise(
     partials = new_acc(x, groups * parts, 2, k) if stats else None
     counts = new_acc(x, groups * parts) if stats else None
     kernel.launch_pointwise_fwd(
-        x, weight, in_affine, in_gate, out_bn, eps, residual, y, partials, counts,
+        x, weight.contiguous(), in_affine, in_gate, all_contiguous(out_bn), eps, residual, y,
+        partials, counts,
         groups, rows, parts, (h, w), pixels(x), pixels(y if residual is None else residual),
         in_act, out_act, dot_precision(x), config,
     )  # fmt: skip
@@ -52,6 +54,7 @@ def pointwise_pool(
     if n > 0:
         config = _config("pointwise_pool", x, weight, h * w)
         kernel.launch_pointwise_pool(
-            x, weight, out_bn, eps, pooled, (h, w), pixels(x), out_act, dot_precision(x), config
-        )
+            x, weight.contiguous(), all_contiguous(out_bn), eps, pooled, (h, w), pixels(x),
+            out_act, dot_precision(x), config,
+        )  # fmt: skip
     return pooled

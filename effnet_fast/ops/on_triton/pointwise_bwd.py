@@ -28,8 +28,8 @@ def pointwise_bwd(
     by_image = any(v is not None for v in (drop_scale, dpool, in_gate)) or sums.numel() > 0
     layout = Layout(*((n, h * w) if by_image else (1, n * h * w)), (h, w), pixels(x))
     operands = Operands(
-        g, y, x, weight, coef, y_affine, drop_scale, dpool, in_affine, in_gate, in_norm,
-        residual_grad,
+        g, y, x, weight.contiguous(), coef, y_affine, drop_scale, dpool, in_affine, in_gate,
+        in_norm, residual_grad,
     )  # fmt: skip
     how = (y_act, in_act, dot_precision(x))
     # Not in fp32: operands twice as wide beside the weight gradient spill by the thousand.
