@@ -10,7 +10,7 @@ import torch
 
 from tests.cases import DEPTHWISE, Case
 from tests.cuda_emu import build
-from tests.cuda_emu.backend import emulated, in_every_order, same_bits
+from tests.cuda_emu.backend import Call, emulated, in_every_order, same_bits
 from tests.ops import test_forward as forward
 from tests.ops import test_strides as strides
 
@@ -23,27 +23,23 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 @pytest.fixture
-def cuda_module_again(cuda_module: ModuleType) -> Iterator[ModuleType]:
+def with_boxes(cuda_module: ModuleType) -> Iterator[ModuleType]:
     yield cuda_module
     cuda_module.emulator_set_boxes(True)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_same_without_boxes(cuda_module_again: ModuleType, case: Case) -> None:
-    native = cuda_module_again
-    test = partial(
-        forward.test_depthwise_inference, case, torch.bfloat16, "cuda", "silu"
-    )  # fmt: skip
-    runs = []
-    for has in (True, False):
-        native.emulator_set_boxes(has)
-        torch.manual_seed(0)
-        with emulated(native, "random:1") as results:
-            test()
-        runs.append(results)
-    assert len(runs[0]) == len(runs[1]) > 0
-    for ours, other in zip(*runs, strict=True):
-        assert same_bits(ours, other)
+def test_the_same_without_boxes(with_boxes: ModuleType, case: Case) -> None:
+    native = with_boxes
+    with emulated(native) as calls:
+        forward.test_depthwise_inference(case, torch.bfloat16, "cuda", "silu")
+    native.emulator_set_boxes(False)
+    with emulated(native, "random:1"):
+        without = [Call.make(call.op, call.args) for call in calls]
+    assert len(calls) == 2
+    for ours, other in zip(calls, without, strict=True):
+        for a, b in zip(ours.results, other.results, strict=True):
+            assert same_bits(a, b)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
