@@ -221,8 +221,8 @@ struct LanePlaces {
 
     // Of columns j and j + 1, the warp's vector v.
     __device__ __forceinline__ int pair(int j, int v) const {
-        return kBoxes ? pairs[j / 2 % (K / 2)] ^ v * kVectorBytes
-                      : pairs[0] + step(j) * kTensorPitch + v * kVectorBytes;
+        if constexpr (kBoxes) return pairs[j / 2] ^ v * kVectorBytes;  // its first is an even one
+        return pairs[0] + step(j) * kTensorPitch + v * kVectorBytes;
     }
 };
 
