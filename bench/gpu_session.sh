@@ -16,7 +16,7 @@ set -euo pipefail
 self=$(realpath "${BASH_SOURCE[0]}")
 cd "$(dirname "$self")/.."
 
-STAGES=(environment build tests sanitize kernels b0 b4 b7 resnets b1 b2 b3 b5 b6 profile)
+STAGES=(environment build boxes tests sanitize kernels b0 b4 b7 resnets b1 b2 b3 b5 b6 profile)
 SECONDS_PER_STAGE=${SECONDS_PER_STAGE:-540}
 export OUT=${OUT:-bench/results} PYTHON=${PYTHON:-python3} PYTHONUNBUFFERED=1
 export REHEARSE=${REHEARSE:-}
@@ -42,6 +42,9 @@ print(sys.version, torch.__version__, triton.__version__)'
         build)
             "$PYTHON" -m pip install --quiet --no-deps --no-build-isolation --editable .
             "$PYTHON" -c 'import effnet_fast; print(effnet_fast.backends())' ;;
+        # On their own: a wait for a box that never comes would not end.
+        boxes) EFFNET_FAST_TEST_BACKENDS=cuda EFFNET_FAST_TEST_DEVICE=cuda timeout 90 "$PYTHON" \
+            -m pytest -q tests/t4/test_box_copies.py tests/ops/test_strides.py ;;
         tests) "$PYTHON" tests/run_tiers.py T4 ;;
         sanitize) "$PYTHON" -m tests.sanitize ;;
         kernels) "$PYTHON" -m bench.kernels efficientnet_b0 --out "$OUT" $small \

@@ -13,7 +13,8 @@
 //
 // Who may use them: boxes_fit() says of a tensor, has_box_copies() of a kernel and the device. For
 // all others there is async_copy.cuh; a kernel that takes either is instantiated for both, and
-// neither choice changes a result.
+// neither choice changes a result. Until a GPU has shown which is faster they must be asked for:
+// EFFNET_FAST_CUDA_BOXES=1 in the environment, which each launch looks up.
 //
 // The emulator of the tests writes a box only in the wait that ends its phase, and poisons its
 // target until then; it refuses what the accelerator does not take or what would hang.
@@ -23,6 +24,9 @@
 
 #ifndef EFFNET_FAST_EMULATED
 #include <cuda.h>
+
+#include <cstdlib>
+#include <cstring>
 #endif
 
 namespace effnet_fast {
@@ -151,10 +155,13 @@ inline EncodeBoxes encode_boxes() {
     return found;
 }
 
-// Whether `kernel` may use box copies on the current device. Not on one with them for which the
-// kernel was built from code that is too old to know of them, as in largest_cluster().
+// Whether `kernel` may use box copies on the current device, and is to. Not on one with them for
+// which the kernel was built from code that is too old to know of them, as in largest_cluster().
 template <class... Params>
 cudaError_t has_box_copies(void (*kernel)(Params...), bool* has) {
+    const char* const wanted = std::getenv("EFFNET_FAST_CUDA_BOXES");
+    *has = wanted != nullptr && std::strcmp(wanted, "1") == 0;
+    if (!*has) return cudaSuccess;
     int device = 0, major = 0;
     cudaFuncAttributes built = {};
     cudaError_t status = cudaGetDevice(&device);

@@ -1,7 +1,7 @@
 """The same values in other strides give the same bits: a kernel may copy them another way.
 
-On sm_90 and newer "cuda" copies what is dense, or a slice in whole vectors, by boxes, and images
-that overlap in memory, or are one, vector by vector.
+On sm_90 and newer "cuda" copies what is dense, or a slice in whole vectors, by boxes if asked to,
+and images that overlap in memory, or are one, vector by vector.
 """
 
 import pytest
@@ -23,6 +23,11 @@ SHAPES = [
     (3, 40, 9, 11, 3, 1), (2, 72, 12, 7, 5, 1), (3, 40, 11, 8, 3, 2), (2, 40, 9, 13, 5, 2),
     (2, 8, 5, 2, 3, 2), (2, 8, 3, 1, 5, 2), (40, 8, 3, 3, 3, 1), (37, 8, 3, 3, 3, 2),
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _with_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EFFNET_FAST_CUDA_BOXES", "1")
 
 
 def overlapping(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:

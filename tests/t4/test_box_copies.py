@@ -15,6 +15,11 @@ if reason is None and torch.cuda.get_device_capability() < (9, 0):
 pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
 
 
+@pytest.fixture(autouse=True)
+def _with_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EFFNET_FAST_CUDA_BOXES", "1")
+
+
 def inference(x: torch.Tensor, kernel: int, stride: int) -> torch.Tensor:
     """Plain depthwise convolution with a weight that depends on the channels alone."""
     taps = torch.arange(x.shape[1] * kernel * kernel, device="cuda").view(-1, 1, kernel, kernel)
