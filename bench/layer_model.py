@@ -10,6 +10,7 @@ not exist with them. A block's rows in flight stand beside Little's law in the t
 from __future__ import annotations
 
 import math
+import os
 import re
 import subprocess
 import tempfile
@@ -231,8 +232,10 @@ def kernel_of(layer: Layer) -> str:
     shape = f"<__nv_bfloat16, {layer.kernel}, {layer.stride}"
     if layer.mode == "backward":
         return f"depthwise_bwd_kernel{shape}>"
-    # Older sources knew no boxes, and those that take them still have the kernel without.
-    prologue, boxes = ("true", "false") if layer.mode == "training" else ("false", "true")
+    # Older sources knew no boxes. Others use them where the launcher (bench/tiles.cpp) is asked to.
+    prologue, boxes = "false", str(os.environ.get("EFFNET_FAST_CUDA_BOXES") == "1").lower()
+    if layer.mode == "training":
+        prologue, boxes = "true", "false"
     return f"depthwise_tensor_kernel{shape}, {prologue}(, {boxes})?>"
 
 
@@ -271,6 +274,8 @@ def measured(path: Path) -> tuple[dict[Layer, float], float, str]:
             found.setdefault(Layer(line["mode"], *_of(shape, line)), seconds)
     if not bandwidth:
         raise SystemExit(f"{path} has no copy bandwidth: it is not a record of bench.kernels")
+    if not found:
+        raise SystemExit(f"{path} has no depthwise layer of the backend cuda")
     return found, bandwidth, commit
 
 
@@ -316,6 +321,8 @@ def table(path: Path) -> Iterator[str]:
             ]  # fmt: skip
         cells.append(f"{1e6 * new.seconds:.0f}" if new else "another kernel")
         yield f"| {' | '.join(cells)} |"
+    if not logs:
+        return
     mean = math.exp(sum(logs) / len(logs))
     spread = math.exp(math.sqrt(sum((x - math.log(mean)) ** 2 for x in logs) / len(logs)))
     yield f"measured / model: geometric mean {mean:.2f}, spread a factor of {spread:.2f}"
