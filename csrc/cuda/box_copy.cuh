@@ -20,6 +20,7 @@
 // target until then; it refuses what the accelerator does not take or what would hang.
 #pragma once
 
+#include "cuda/launch.h"
 #include "cuda/numeric.cuh"
 
 #ifndef EFFNET_FAST_EMULATED
@@ -155,23 +156,16 @@ inline EncodeBoxes encode_boxes() {
     return found;
 }
 
-// Whether `kernel` may use box copies on the current device, and is to. Not on one with them for
-// which the kernel was built from code that is too old to know of them, as in largest_cluster().
+// Whether `kernel` may use box copies on the current device, and is to.
 template <class... Params>
 cudaError_t has_box_copies(void (*kernel)(Params...), bool* has) {
     const char* const wanted = std::getenv("EFFNET_FAST_CUDA_BOXES");
     *has = wanted != nullptr && std::strcmp(wanted, "1") == 0;
     if (!*has) return cudaSuccess;
-    int device = 0, major = 0;
-    cudaFuncAttributes built = {};
-    cudaError_t status = cudaGetDevice(&device);
-    if (status != cudaSuccess) return status;
-    status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    if (status != cudaSuccess) return status;
-    status = cudaFuncGetAttributes(&built, reinterpret_cast<const void*>(kernel));
-    if (status != cudaSuccess) return status;
-    *has = major >= 9 && built.ptxVersion >= 90 && encode_boxes() != nullptr;
-    return cudaSuccess;
+    const auto major = cudaDevAttrComputeCapabilityMajor;
+    const cudaError_t status = has_since_sm_90(kernel, major, 9, has);
+    *has = *has && encode_boxes() != nullptr;
+    return status;
 }
 
 // Of a tensor that fits.

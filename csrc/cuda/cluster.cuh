@@ -56,20 +56,13 @@ __device__ __forceinline__ T* shared_of(T* own, int rank) {
 #endif
 }
 
-// Blocks that a cluster of `kernel` may have on the current device: kMaxCluster or 1. Also 1 on a
-// device with clusters for which the kernel was built from code that is too old to know of them.
+// Blocks that a cluster of `kernel` may have on the current device: kMaxCluster or 1.
 template <class... Params>
 cudaError_t largest_cluster(void (*kernel)(Params...), int* blocks) {
-    int device = 0, has_clusters = 0;
-    cudaFuncAttributes built = {};
-    cudaError_t status = cudaGetDevice(&device);
-    if (status != cudaSuccess) return status;
-    status = cudaDeviceGetAttribute(&has_clusters, cudaDevAttrClusterLaunch, device);
-    if (status != cudaSuccess) return status;
-    status = cudaFuncGetAttributes(&built, reinterpret_cast<const void*>(kernel));
-    if (status != cudaSuccess) return status;
-    *blocks = has_clusters != 0 && built.ptxVersion >= 90 ? kMaxCluster : 1;
-    return cudaSuccess;
+    bool has_clusters = false;
+    const cudaError_t status = has_since_sm_90(kernel, cudaDevAttrClusterLaunch, 1, &has_clusters);
+    *blocks = has_clusters ? kMaxCluster : 1;
+    return status;
 }
 
 // launch() of a grid whose blocks form clusters of `cluster` neighbours along x.

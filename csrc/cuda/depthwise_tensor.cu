@@ -387,6 +387,8 @@ cudaError_t launch_depthwise_tensor(FwdParams& p, const RowMaps<S>& maps, cudaSt
 // x as the kernel with boxes has it; none where it has to take the other.
 template <class T, int K, int S>
 cudaError_t make_row_maps(const DepthwiseArgs& args, RowMaps<S>* maps, bool* boxes) {
+    cudaError_t status = has_box_copies(depthwise_tensor_kernel<T, K, S, false, true>, boxes);
+    if (status != cudaSuccess || !*boxes) return status;
     const DepthwiseShape& s = args.shape;
     const Tile tile = tile_of<T, K, S, false, true>(args);
     BoxSource sources[S];
@@ -398,8 +400,6 @@ cudaError_t make_row_maps(const DepthwiseArgs& args, RowMaps<S>* maps, bool* box
         x.map.w_stride *= S;
         *boxes = *boxes && boxes_fit(x);
     }
-    if (!*boxes) return cudaSuccess;
-    cudaError_t status = has_box_copies(depthwise_tensor_kernel<T, K, S, false, true>, boxes);
     for (int plane = 0; plane < S && *boxes && status == cudaSuccess; plane++) {
         status = make_boxes(sources[plane], &maps->of[plane]);
     }

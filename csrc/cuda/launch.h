@@ -47,6 +47,22 @@ cudaError_t allow_shared(void (*kernel)(Params...), size_t shared_bytes) {
                                 cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
 }
 
+// Whether the current device has at least `least` of `attribute`, which came with sm_90, and
+// `kernel` was not built from code that is too old to know of it.
+template <class... Params>
+cudaError_t has_since_sm_90(void (*kernel)(Params...), cudaDeviceAttr attribute, int least,
+                            bool* has) {
+    int device = 0, value = 0;
+    cudaFuncAttributes built = {};
+    cudaError_t status = cudaGetDevice(&device);
+    if (status != cudaSuccess) return status;
+    status = cudaDeviceGetAttribute(&value, attribute, device);
+    if (status != cudaSuccess) return status;
+    status = cudaFuncGetAttributes(&built, reinterpret_cast<const void*>(kernel));
+    *has = value >= least && built.ptxVersion >= 90;
+    return status;
+}
+
 template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
                    cudaStream_t stream, Args&&... args) {
