@@ -103,20 +103,21 @@ EFFNET_FAST_INLINE void add_columns(float* out, const float* in, const float* we
     EFFNET_FAST_UNROLL for (int i = 0; i < vecs; ++i) store(out + i * kLanes, acc[i]);
 }
 
-static void squeeze(float* hidden, const float* in, const float* reduce, int count, int width) {
-    constexpr int side = 4;  // registers side by side
+// out[width] += in[count] * weight[count][width].
+static void add_product(float* out, const float* in, const float* weight, int count, int width) {
+    constexpr int side = 4;  // blocks side by side
     int n = 0;
     for (; n + side * kBlock <= width; n += side * kBlock) {
-        add_columns<side * kPer>(hidden + n, in, reduce + n, count, width);
+        add_columns<side * kPer>(out + n, in, weight + n, count, width);
     }
-    for (; n < width; n += kBlock) add_columns<kPer>(hidden + n, in, reduce + n, count, width);
+    for (; n < width; n += kBlock) add_columns<kPer>(out + n, in, weight + n, count, width);
 }
 
 static void excite(float* gate, float* hidden, const float* widen, const float* bias,
                    Activation act, int count, int width) {
     activate_dense(hidden, (count + kBlock - 1) / kBlock, act, nullptr);
     for (int n = 0; n < width; n += kLanes) store(gate + n, load(bias + n));
-    squeeze(gate, hidden, widen, count, width);
+    add_product(gate, hidden, widen, count, width);
     for (int n = 0; n < width; n += kLanes) {
         store(gate + n, times_sigmoid(broadcast(1.0f), load(gate + n)));
     }

@@ -16,7 +16,7 @@ constexpr Kernels<T> table() {
             activate<kRough<T>>,
             convert<float, T>,
             convert<T, float>,
-            squeeze,
+            add_product,
             excite,
             scale_rows<T>,
             scale_map<T>};
