@@ -27,13 +27,16 @@ cpu::Activation activation(const std::string& name) {
     throw py::value_error("unknown activation '" + name + "'");
 }
 
-// {"weight": [out, in / groups, k, k], "bias", "in", "stride", "act"}; None: no such layer.
+// {"weight": [out, in / groups, k, k], "scale": float64, "bias", "in", "stride", "act"}; None: no
+// such layer.
 cpu::Conv conv(const py::object& spec) {
     cpu::Conv c;
     if (spec.is_none()) return c;
     const Array weight = py::cast<Array>(spec["weight"]);
     c.weight = values(weight);
     c.bias = values(spec["bias"]);
+    const auto scale = py::cast<py::array_t<double, py::array::c_style>>(spec["scale"]);
+    c.scale.assign(scale.data(), scale.data() + scale.size());
     c.in = spec["in"].cast<int>();
     c.out = int(weight.shape(0));
     c.kernel = int(weight.shape(3));

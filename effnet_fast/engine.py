@@ -214,7 +214,7 @@ def optimize_for_inference(
 
 
 def _spec(model: EfficientNet) -> Spec:
-    """The network as csrc/cpu_bridge.cpp reads it: weights folded in fp64, then fp32."""
+    """The network as csrc/cpu_bridge.cpp reads it: fp32, but for what multiplies weights."""
     layers = list(model.features)
     stem, head = _expect(layers[0], ConvNormAct, "0"), _expect(layers[-1], ConvNormAct, "-1")
     blocks = []
@@ -266,13 +266,12 @@ def _block(block: MBConv, padding: str) -> Spec:
 
 
 def _conv(layer: ConvNormAct, padding: str) -> Spec:
-    """A convolution with its batch norm folded."""
+    """A convolution, and its batch norm as what it multiplies and adds."""
     conv, bn = layer.conv, layer.bn
     if layer.padding != padding:
         raise ValueError("the CPU engine cannot run this network: its layers pad differently")
     if bn.running_mean is None or bn.running_var is None:
         raise ValueError("the CPU engine needs running statistics in every batch norm")
-    weight = conv.weight.detach().double()
     mean, var = bn.running_mean.double(), bn.running_var.double()
     scale, bias = torch.rsqrt(var + bn.eps), torch.zeros_like(mean)
     if bn.weight is not None:
@@ -280,7 +279,8 @@ def _conv(layer: ConvNormAct, padding: str) -> Spec:
     if bn.bias is not None:
         bias = bn.bias.detach().double()
     return {
-        "weight": _array(weight * scale.view(-1, 1, 1, 1)), "bias": _array(bias - mean * scale),
+        "weight": _array(conv.weight.detach()),
+        "scale": scale.numpy(), "bias": _array(bias - mean * scale),
         "in": conv.in_channels, "stride": conv.stride[0], "act": layer.activation,
     }  # fmt: skip
 

@@ -18,9 +18,12 @@
 
 namespace effnet_fast::cpu {
 
-// A convolution with its batch norm folded: weight [out][in / groups][kernel][kernel], bias [out].
+// A convolution times scale plus bias, its batch norm: weight [out][in / groups][kernel][kernel],
+// scale and bias [out]. Weights of fp32 are multiplied by their scale in fp64; of bf16 they keep it
+// apart, since those that are exact would be rounded again, the same way in every pixel.
 struct Conv {
     std::vector<float> weight, bias;
+    std::vector<double> scale;
     int in = 0, out = 0, kernel = 1, stride = 1;
     Activation act = Activation::identity;
 };

@@ -72,7 +72,7 @@ private:
 
     void expand_and_depthwise(int i, const T* in) {
         const BlockPlan& plan = job_.plan.blocks[i];
-        const std::vector<Group>& groups = job_.packed.blocks[i].groups;
+        const std::vector<Group<T>>& groups = job_.packed.blocks[i].groups;
         const int parts = stripes(int(groups.size()), plan.rows.out);
         clear_padding(plan);
         std::fill_n(own_.squeezed, squeezed(i), 0.0f);
@@ -89,23 +89,32 @@ private:
     }
 
     void clear_padding(const BlockPlan& p) {
-        const int before = p.columns.before * kBlock, width = p.ring_width * kBlock;
-        const int after = before + p.columns.in * kBlock;
+        // Whole pairs of the ring: what is not padding is written afterwards.
+        constexpr int pair = kPair<T>;
+        const int before = p.columns.before, width = p.ring_width * kBlock;
+        const int left = (before + pair - 1) / pair * pair * kBlock;
+        const int right = (before + p.columns.in) / pair * pair * kBlock;
         for (int r = 0; r < kWidest * p.ring_rows; ++r) {
-            float* row = own_.ring + long(r) * width;
-            std::fill(row, row + before, 0.0f);
-            std::fill(row + after, row + width, 0.0f);
+            T* row = own_.ring + long(r) * width;
+            std::fill(row, row + left, T{});
+            std::fill(row + right, row + width, T{});
+        }
+        const int between = p.chunk_width() * kBlock;
+        for (int r = 0; r < kWidest * p.chunk; ++r) {
+            float* row = own_.products + long(r) * between;
+            std::fill_n(row, kBlock, 0.0f);
+            std::fill_n(row + between - kBlock, kBlock, 0.0f);
         }
     }
 
     // Output rows [top, bottom) of the blocks of one group, and what their sums are squeezed to.
-    void run_group(int i, const T* in, const Group& group, int top, int bottom) {
+    void run_group(int i, const T* in, const Group<T>& group, int top, int bottom) {
         const Conv& d = job_.network.blocks[i].depthwise;
         const PackedBlock<T>& packed = job_.packed.blocks[i];
         const BlockPlan& p = job_.plan.blocks[i];
         const long block_stride = long(p.ring_rows) * p.ring_width * kBlock;
         const long pixels = long(p.rows.out) * p.columns.out;
-        const int taps = d.kernel * d.kernel, pad = p.rows.before;
+        const int pad = p.rows.before;
         std::fill_n(own_.sums, group.count * kBlock, 0.0f);
         const int end = std::min(p.rows.in, (bottom - 1) * d.stride - pad + d.kernel);
         int have = std::max(0, top * d.stride - pad);
@@ -129,7 +138,8 @@ private:
                                                  long(at % p.ring_rows) * p.ring_width * kBlock;
                 }
                 const long block = group.first + b;
-                k_.depthwise({own_.rows, packed.taps + block * taps * kBlock,
+                k_.depthwise({own_.rows, packed.taps + block * packed.taps_size,
+                              packed.depthwise_scale + block * kBlock,
                               packed.depthwise_bias + block * kBlock,
                               all_.depthwise + (block * pixels + long(y) * p.columns.out) * kBlock,
                               own_.sums + b * kBlock, d.kernel, d.stride, count, p.columns.out,
@@ -147,45 +157,86 @@ private:
     void fill_ring(int i, const T* in, Range group, int top, int bottom) {
         const BlockPlan& p = job_.plan.blocks[i];
         const Conv& expand = job_.network.blocks[i].expand;
-        const int width = p.columns.in;
-        const long block_stride = long(p.ring_rows) * p.ring_width * kBlock;
-        float* ring = own_.ring;
-        if (i > 0 && !expand.out) {
-            for (int b = 0; b < group.count; ++b) {
-                for (int y = top; y < bottom; ++y) {
-                    const long row = (group.first + b) * long(p.rows.in) + y;
-                    k_.widen(ring_row(p, b, y), in + row * width * kBlock, long(width) * kBlock);
-                }
-            }
-            return;
-        }
-        if (i == 0) {
-            for (int y = top; y < bottom; ++y) stem_row(p, group, y);
-        } else {
-            const Panels<T>& w = job_.packed.blocks[i].expand;
-            Product<T, float> product = {};
-            product.a = in + long(top) * width * kBlock;
-            product.a_stride = long(p.rows.in) * width * kBlock;
-            product.c_stride = block_stride;
-            product.offset = p.offset.data() + long(top) * width;
-            product.pixels = (bottom - top) * width;
-            for (const Panel<T>* panel = first_of(w, group); in_group(w, group, panel); ++panel) {
-                product.c = ring + (panel->first - group.first) * block_stride;
-                set(product, w, *panel);
-                k_.product(product);
-            }
-        }
         const Activation act = i == 0 ? job_.network.stem.act : expand.act;
-        for (int b = 0; b < group.count; ++b) {
-            k_.activate(ring + b * block_stride, p.offset.data() + long(top) * width,
-                        (bottom - top) * width, act, nullptr);
+        const long row = long(p.chunk_width()) * kBlock, ring_row = long(p.ring_width) * kBlock;
+        for (int y = top; y < bottom;) {
+            const int count = std::min(p.chunk, bottom - y);
+            if (i == 0) {
+                stem(p, group, y, count);
+            } else if (expand.out) {
+                multiply(i, in, group, y, count);
+            } else {
+                widen(p, in, group, y, count);
+            }
+            for (int done = 0; done < count;) {  // in parts that are whole in the ring
+                const int slot = (y + done) % p.ring_rows;
+                const int rows = std::min(count - done, p.ring_rows - slot);
+                for (int b = 0; b < group.count; ++b) {
+                    k_.fill({own_.products + (b * p.chunk + done) * row + kBlock, row,
+                             own_.ring + (long(b) * p.ring_rows + slot) * ring_row, ring_row,
+                             p.columns.before, rows, p.columns.in, act});
+                }
+                done += rows;
+            }
+            y += count;
         }
     }
 
-    // Pixel 0 of row `y` of the group's block `b`.
-    float* ring_row(const BlockPlan& p, int b, int y) {
-        return own_.ring + long(b) * p.ring_rows * p.ring_width * kBlock +
-               p.offset[long(y) * p.columns.in];
+    // These three make rows [y, y + count) of products.
+
+    void multiply(int i, const T* in, Range group, int y, int count) {
+        const BlockPlan& p = job_.plan.blocks[i];
+        const Panels<T>& w = job_.packed.blocks[i].expand;
+        Product<T, float> product = {};
+        product.a = in + long(y) * p.columns.in * kBlock;
+        product.a_stride = long(p.rows.in) * p.columns.in * kBlock;
+        product.c_stride = long(p.chunk) * p.chunk_width() * kBlock;
+        product.offset = p.offset.data();
+        product.pixels = count * p.columns.in;
+        for (const Panel<T>* panel = first_of(w, group); in_group(w, group, panel); ++panel) {
+            product.c = own_.products + (panel->first - group.first) * product.c_stride;
+            set(product, w, *panel);
+            k_.product(product);
+        }
+    }
+
+    void widen(const BlockPlan& p, const T* in, Range group, int y, int count) {
+        for (int b = 0; b < group.count; ++b) {
+            for (int r = 0; r < count; ++r) {
+                const long row = (group.first + b) * long(p.rows.in) + y + r;
+                k_.widen(product_row(p, b, r), in + row * p.columns.in * kBlock,
+                         long(p.columns.in) * kBlock);
+            }
+        }
+    }
+
+    // By rows of the image of which the last ones are kept.
+    void stem(const BlockPlan& p, Range group, int y, int count) {
+        const Conv& s = job_.network.stem;
+        const Panels<T>& w = job_.packed.stem;
+        const int pairs = (s.in + kPair<T> - 1) / kPair<T>;
+        for (int done = 0; done < count; ++done) {
+            const int above = (y + done) * s.stride - job_.plan.stem_rows.before;
+            next_image_row_ = std::max(next_image_row_, above);
+            for (; next_image_row_ < above + s.kernel; ++next_image_row_) {
+                for (int c = 0; c < pairs; ++c) load_image_row(c, next_image_row_);
+            }
+            const T** rows = own_.rows;
+            for (int c = 0; c < pairs; ++c) {
+                for (int r = 0; r < s.kernel; ++r) rows[c * s.kernel + r] = image_row(c, above + r);
+            }
+            for (const Panel<T>* panel = first_of(w, group); in_group(w, group, panel); ++panel) {
+                k_.stem({rows, pairs * s.kernel, s.kernel, s.stride, panel->weight,
+                         w.scale + panel->first * kBlock, w.bias + panel->first * kBlock,
+                         product_row(p, panel->first - group.first, done),
+                         long(p.chunk) * p.chunk_width() * kBlock, p.columns.in, panel->count});
+            }
+        }
+    }
+
+    // Pixel 0 of row `r` of the products of the group's block `b`.
+    float* product_row(const BlockPlan& p, int b, int r) {
+        return own_.products + ((long(b) * p.chunk + r) * p.chunk_width() + 1) * kBlock;
     }
 
     template <typename W>
@@ -205,41 +256,31 @@ private:
     static void set(Product<T, C>& product, const Panels<T>& w, const Panel<T>& panel) {
         product.b = panel.weight;
         product.k = w.k;
+        product.scale = w.scale + panel.first * kBlock;
         product.bias = w.bias + panel.first * kBlock;
         product.blocks = panel.count;
         product.next = product.b + w.size(panel);
     }
 
-    // Row `y` of the stem's map, by rows of the image of which the last ones are kept.
-    void stem_row(const BlockPlan& p, Range group, int y) {
-        const Conv& s = job_.network.stem;
-        const Panels<float>& w = job_.packed.stem;
-        const int above = y * s.stride - job_.plan.stem_rows.before;
-        next_image_row_ = std::max(next_image_row_, above);
-        for (; next_image_row_ < above + s.kernel; ++next_image_row_) {
-            for (int c = 0; c < s.in; ++c) load_image_row(c, next_image_row_);
-        }
-        const float** rows = own_.rows;
-        for (int c = 0; c < s.in; ++c) {
-            for (int r = 0; r < s.kernel; ++r) rows[c * s.kernel + r] = image_row(c, above + r);
-        }
-        for (const Panel<float>* panel = first_of(w, group); in_group(w, group, panel); ++panel) {
-            k_.stem({rows, s.in * s.kernel, s.kernel, s.stride, panel->weight,
-                     w.bias + panel->first * kBlock, ring_row(p, panel->first - group.first, y),
-                     long(p.ring_rows) * p.ring_width * kBlock, p.columns.in, panel->count});
-        }
-    }
-
-    float* image_row(int c, int y) {
+    // Row `y` of the image's channels from `pair` * kPair<T> on.
+    T* image_row(int pair, int y) {
         const int kernel = job_.network.stem.kernel, slot = (y % kernel + kernel) % kernel;
-        return own_.image + (long(c) * kernel + slot) * job_.plan.image_width;
+        return own_.image + (long(pair) * kernel + slot) * job_.plan.image_width * kPair<T>;
     }
 
-    void load_image_row(int c, int y) {
+    void load_image_row(int pair, int y) {
+        const int width = job_.plan.image_width;
+        for (int i = 0; i < kPair<T>; ++i) {
+            load_line(own_.line + long(i) * width, pair * kPair<T> + i, y);
+        }
+        k_.image_row(image_row(pair, y), own_.line, width);
+    }
+
+    // With its padding; zero beyond the image.
+    void load_line(float* to, int c, int y) {
         const Input& x = job_.input;
-        float* to = image_row(c, y);
         const int width = job_.plan.image_width, before = job_.plan.stem_columns.before;
-        if (y < 0 || y >= x.h) {
+        if (c >= x.c || y < 0 || y >= x.h) {
             std::fill_n(to, width, 0.0f);
             return;
         }
@@ -322,16 +363,15 @@ private:
                 Product<T, float> product = {};
                 product.a = in + long(left) * kBlock;
                 product.a_stride = long(pixels) * kBlock;
-                product.c = own_.piece;
+                product.c = own_.products;
                 product.c_stride = kPiece * kBlock;
                 product.offset = job_.plan.dense.data();
                 product.pixels = std::min(kPiece, pixels - left);
                 set(product, w, panel);
                 k_.product(product);
                 for (int b = 0; b < panel.count; ++b) {
-                    float* map = own_.piece + b * kPiece * kBlock;
-                    k_.activate(map, product.offset, product.pixels, job_.network.head.act,
-                                pooled + b * kBlock);
+                    float* map = own_.products + b * kPiece * kBlock;
+                    k_.activate(map, product.pixels, job_.network.head.act, pooled + b * kBlock);
                     if (job_.result == Result::features) {
                         write_features(map, product.pixels, left, (panel.first + b) * kBlock);
                     }
@@ -362,12 +402,12 @@ private:
             Product<T, float> product = {};
             product.a = all_.narrow;
             product.a_stride = product.c_stride = kBlock;
-            product.c = own_.piece;
+            product.c = own_.products;
             product.offset = job_.plan.dense.data();
             product.pixels = 1;
             set(product, w, w.panels[j]);
             k_.product(product);
-            std::copy_n(own_.piece, std::min(w.panels[j].count * kBlock, w.out - at), out_ + at);
+            std::copy_n(own_.products, std::min(w.panels[j].count * kBlock, w.out - at), out_ + at);
         }
     }
 

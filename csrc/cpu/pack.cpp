@@ -21,16 +21,38 @@ std::vector<Range> groups_of(int blocks) {
     return groups;
 }
 
-void put(float* to, float value) { *to = value; }
-void put(Bf16* to, float value) { *to = to_bf16(value); }
+void put(float* to, float weight, double scale) { *to = float(weight * scale); }
+void put(Bf16* to, float weight, double) { *to = to_bf16(weight); }
 
-const float* pack_rows(Arena& arena, const float* rows, int count, int c) {
+// [count][c], of whole blocks each.
+template <typename T>
+const T* pack_rows(Arena& arena, const float* rows, int count, int c) {
     const int width = blocks_of(c) * kBlock;
-    float* packed = arena.get<float>(size_t(count) * width);
+    T* packed = arena.get<T>(size_t(count) * width);
     for (int i = 0; i < count; ++i) {
-        std::copy_n(rows + size_t(i) * c, c, packed + size_t(i) * width);
+        for (int j = 0; j < c; ++j) put(packed + size_t(i) * width + j, rows[size_t(i) * c + j], 1.0);
     }
     return packed;
+}
+
+const float* pack_row(Arena& arena, const std::vector<float>& row) {
+    return pack_rows<float>(arena, row.data(), 1, int(row.size()));
+}
+
+const float* pack_row(Arena& arena, const std::vector<double>& row) {
+    return pack_row(arena, std::vector<float>(row.begin(), row.end()));
+}
+
+// Outputs of a depthwise convolution that differ in where their pairs of columns begin.
+template <typename T>
+int parities_of(const Conv& d) {
+    return d.stride == 1 ? kPair<T> : 1;
+}
+
+// Weights of a channel, with those that are zero to make up pairs.
+template <typename T>
+int taps_of(const Conv& d) {
+    return d.kernel * parities_of<T>(d) * (d.kernel + d.kernel % kPair<T>);
 }
 
 // Of all that is packed for a block.
@@ -39,18 +61,19 @@ size_t bytes_of(const Block& b) {
     const auto whole = [](int channels) { return size_t(blocks_of(channels)) * kBlock; };
     const Conv& d = b.depthwise;
     const size_t c = whole(d.out), out = whole(b.project.out), squeezed = whole(b.reduce.out);
-    const size_t weights = c * (b.expand.in + 1) + out * (c + 1);
-    const size_t others = c * (d.kernel * d.kernel + 2 * squeezed + 3) + squeezed + out;
+    const size_t weights = c * (b.expand.in + 1 + taps_of<T>(d) + 2 * squeezed) + out * (c + 1);
+    const size_t others = c * 5 + squeezed + 2 * out;
     return weights * sizeof(T) + others * sizeof(float);
 }
 
-// weight [out][k], bias [out]. behind(group) packs what is read after the panels of each group.
+// weight [out][k], scale and bias [out]. behind(group) packs what is read after the panels of each group.
 template <typename T, typename Behind>
 Panels<T> pack_panels(Arena& arena, const std::vector<float>& weight,
-                      const std::vector<float>& bias, int out, int k, int panel_blocks,
-                      const Behind& behind) {
-    constexpr int pair = Panels<T>::pair;
+                      const std::vector<double>& scale, const std::vector<float>& bias, int k,
+                      int panel_blocks, const Behind& behind) {
+    constexpr int pair = kPair<T>;
     Panels<T> p;
+    const int out = int(bias.size());
     p.k = k;
     p.out = out;
     const int most = panel_blocks == 1 ? 1 : kWidest;
@@ -63,14 +86,55 @@ Panels<T> pack_panels(Arena& arena, const std::vector<float>& weight,
             for (int n = 0; n < std::min(width, out - first); ++n) {
                 const float* from = weight.data() + size_t(first + n) * k;
                 T* to = packed + n * pair;
-                for (int i = 0; i < k; ++i)
-                    put(to + size_t(i / pair) * width * pair + i % pair, from[i]);
+                for (int i = 0; i < k; ++i) {
+                    put(to + size_t(i / pair) * width * pair + i % pair, from[i], scale[first + n]);
+                }
             }
         }
         behind(group);
     }
-    p.bias = pack_rows(arena, bias.data(), 1, out);
+    p.scale = pack_row(arena, scale);
+    p.bias = pack_row(arena, bias);
     return p;
+}
+
+// As Depthwise::weight, block by block.
+template <typename T>
+const T* pack_taps(Arena& arena, const Conv& d) {
+    constexpr int pair = kPair<T>;
+    const int parities = parities_of<T>(d), pairs = (d.kernel + pair - 1) / pair;
+    T* const packed = arena.get<T>(size_t(blocks_of(d.out)) * taps_of<T>(d) * kBlock);
+    for (int c = 0; c < d.out; ++c) {
+        for (int row = 0; row < d.kernel; ++row) {
+            for (int parity = 0; parity < parities; ++parity) {
+                for (int x = 0; x < d.kernel; ++x) {
+                    const int column = parity + x, block = c / kBlock;
+                    const long at = ((block * long(d.kernel) + row) * parities + parity) * pairs;
+                    put(packed + ((at + column / pair) * kBlock + c % kBlock) * pair + column % pair,
+                        d.weight[(size_t(c) * d.kernel + row) * d.kernel + x], d.scale[c]);
+                }
+            }
+        }
+    }
+    return packed;
+}
+
+// The stem's weights in StemRow's order, with those that are zero to make up a pair.
+template <typename T>
+std::vector<float> paired(const Conv& stem) {
+    constexpr int pair = kPair<T>;
+    const int taps = stem.kernel * stem.kernel, channels = stem.in + stem.in % pair;
+    std::vector<float> weight(size_t(stem.out) * channels * taps);
+    for (int out = 0; out < stem.out; ++out) {
+        for (int c = 0; c < stem.in; ++c) {
+            for (int t = 0; t < taps; ++t) {
+                const int at = (c / pair * taps + t) * pair + c % pair;
+                weight[size_t(out) * channels * taps + at] =
+                    stem.weight[(size_t(out) * stem.in + c) * taps + t];
+            }
+        }
+    }
+    return weight;
 }
 
 std::vector<float> transposed(const std::vector<float>& m, int rows, int columns) {
@@ -96,6 +160,7 @@ void check_conv(const Conv& c, int in, int in_per_group, const std::string& name
     require(c.out >= 1, name + " has no outputs");
     check_size(c.weight, size_t(c.out) * in_per_group * c.kernel * c.kernel, name + ".weight");
     check_size(c.bias, c.out, name + ".bias");
+    require(c.scale.size() == size_t(c.out), name + ".scale is not one per output");
 }
 
 void check_linear(const Linear& l, int in, int out, const std::string& name) {
@@ -159,14 +224,15 @@ Packed<T> pack(const Network& n, int panel_blocks) {
     Arena& arena = packed.arena;
     const auto nothing = [](const Range&) {};
     const auto conv = [&](const Conv& c, const auto& behind) {
-        return pack_panels<T>(arena, c.weight, c.bias, c.out, c.in, panel_blocks, behind);
+        return pack_panels<T>(arena, c.weight, c.scale, c.bias, c.in, panel_blocks, behind);
     };
-    packed.stem = pack_panels<float>(arena, n.stem.weight, n.stem.bias, n.stem.out,
-                                     int(n.stem.weight.size() / n.stem.out), panel_blocks, nothing);
+    const std::vector<float> stem = paired<T>(n.stem);
+    packed.stem = pack_panels<T>(arena, stem, n.stem.scale, n.stem.bias,
+                                 int(stem.size() / n.stem.out), panel_blocks, nothing);
     for (const Block& b : n.blocks) {
         PackedBlock<T> p;
         arena.reserve(bytes_of<T>(b));  // what is behind a panel is fetched by its product
-        const int c = b.depthwise.out, taps = b.depthwise.kernel * b.depthwise.kernel;
+        const int c = b.depthwise.out;
         const int squeezed = b.reduce.out;
         const std::vector<float> reduce = transposed(b.reduce.weight, squeezed, c);
         const auto add_group = [&](const Range& group) {
@@ -174,27 +240,23 @@ Packed<T> pack(const Network& n, int panel_blocks) {
             if (!squeezed) return;
             const int first = group.first * kBlock;
             p.groups.back().reduce =
-                pack_rows(arena, reduce.data() + size_t(first) * squeezed,
-                          std::min(group.count * kBlock, c - first), squeezed);
+                pack_rows<T>(arena, reduce.data() + size_t(first) * squeezed,
+                             std::min(group.count * kBlock, c - first), squeezed);
         };
         if (b.expand.out) {
             p.expand = conv(b.expand, add_group);
         } else {
             for (const Range& group : groups_of(blocks_of(c))) add_group(group);
         }
-        float* to = arena.get<float>(size_t(blocks_of(c)) * taps * kBlock);
-        for (int i = 0; i < c; ++i) {
-            for (int t = 0; t < taps; ++t) {
-                to[(size_t(i / kBlock) * taps + t) * kBlock + i % kBlock] =
-                    b.depthwise.weight[size_t(i) * taps + t];
-            }
-        }
-        p.taps = to;
-        p.depthwise_bias = pack_rows(arena, b.depthwise.bias.data(), 1, c);
+        p.taps = pack_taps<T>(arena, b.depthwise);
+        p.taps_size = long(taps_of<T>(b.depthwise)) * kBlock;
+        p.depthwise_scale = pack_row(arena, b.depthwise.scale);
+        p.depthwise_bias = pack_row(arena, b.depthwise.bias);
         if (squeezed) {
-            p.reduce_bias = pack_rows(arena, b.reduce.bias.data(), 1, squeezed);
-            p.widen = pack_rows(arena, transposed(b.widen.weight, c, squeezed).data(), squeezed, c);
-            p.widen_bias = pack_rows(arena, b.widen.bias.data(), 1, c);
+            const std::vector<float> widen = transposed(b.widen.weight, c, squeezed);
+            p.reduce_bias = pack_row(arena, b.reduce.bias);
+            p.widen = pack_rows<T>(arena, widen.data(), squeezed, c);
+            p.widen_bias = pack_row(arena, b.widen.bias);
         }
         p.project = conv(b.project, nothing);
         packed.blocks.push_back(std::move(p));
@@ -203,7 +265,8 @@ Packed<T> pack(const Network& n, int panel_blocks) {
     if (n.classifier.out) {
         const Linear& l = n.classifier;
         packed.classifier =
-            pack_panels<T>(arena, l.weight, l.bias, l.out, l.in, panel_blocks, nothing);
+            pack_panels<T>(arena, l.weight, std::vector<double>(l.out, 1.0), l.bias, l.in,
+                           panel_blocks, nothing);
     }
     return packed;
 }

@@ -25,29 +25,31 @@ template <typename T>
 struct Panels {
     int k = 0, out = 0;
     std::vector<Panel<T>> panels;
-    const float* bias = nullptr;  // whole blocks
-    size_t size(const Range& p) const { return size_t(k + k % pair) * p.count * kBlock; }
-
-    static constexpr int pair = sizeof(T) == 4 ? 1 : 2;
+    const float *scale = nullptr, *bias = nullptr;  // whole blocks
+    size_t size(const Range& p) const { return size_t(k + k % kPair<T>) * p.count * kBlock; }
 };
 
 // Channels of a block that are expanded and convolved together: no panel of `expand` crosses them.
+template <typename T>
 struct Group : Range {
-    const float* reduce;  // [c][squeezed], its rows of the squeeze: behind its panels
+    const T* reduce;  // [c][squeezed], its rows of the squeeze: behind its panels
 };
 
 template <typename T>
 struct PackedBlock {
-    std::vector<Group> groups;
+    std::vector<Group<T>> groups;
     Panels<T> expand, project;
-    const float *taps, *depthwise_bias;  // [block][kernel * kernel][16], [block][16]
-    const float *reduce_bias = nullptr, *widen = nullptr, *widen_bias = nullptr;  // [squeezed][c]
+    const T* taps;  // of each block as Depthwise::weight, `taps_size` apart
+    long taps_size;
+    const float *depthwise_scale, *depthwise_bias;  // [block][16]
+    const T* widen = nullptr;  // [squeezed][c]
+    const float *reduce_bias = nullptr, *widen_bias = nullptr;
 };
 
 template <typename T>
 struct Packed {
     Arena arena;
-    Panels<float> stem;  // k: (channel, row, column)
+    Panels<T> stem;  // k: (channel, row, column), of Bf16 with pairs of channels innermost
     std::vector<PackedBlock<T>> blocks;
     Panels<T> head, classifier;
 };

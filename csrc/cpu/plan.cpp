@@ -21,17 +21,15 @@ BlockPlan plan_block(const Conv& d, int h, int w, bool same) {
     BlockPlan p;
     p.rows = axis(h, d.kernel, d.stride, same);
     p.columns = axis(w, d.kernel, d.stride, same);
-    // Rows are expanded a few at a time, 28 pixels or more, so that a register tile is seldom cut.
+    // Rows are expanded a few at a time, 112 pixels or more: a register tile is seldom cut, and the
+    // products of three blocks are 21 KiB.
     // Maps of up to 14 rows stay whole: a group of them takes 32 KiB at most.
-    const int chunk = std::max(d.stride, (28 + w - 1) / w);
-    p.ring_rows = h <= 14 ? h : std::min(h, d.kernel + chunk + d.stride - 2);
+    p.chunk = std::min(h, std::max(d.stride, (112 + w - 1) / w));
+    p.ring_rows = h <= 14 ? h : std::min(h, d.kernel + p.chunk + d.stride - 2);
     p.ring_width = std::max(p.columns.before + w, (p.columns.out - 1) * d.stride + d.kernel);
-    p.offset.resize(size_t(h) * w);
-    for (int y = 0; y < h; ++y) {
-        for (int x = 0; x < w; ++x) {
-            p.offset[size_t(y) * w + x] =
-                (y % p.ring_rows * p.ring_width + p.columns.before + x) * kBlock;
-        }
+    p.ring_width += p.ring_width % 2;  // whole pairs
+    for (int y = 0; y < p.chunk; ++y) {
+        for (int x = 0; x < w; ++x) p.offset.push_back((y * p.chunk_width() + 1 + x) * kBlock);
     }
     return p;
 }
@@ -46,12 +44,15 @@ Plan make_plan(const Network& n, int h, int w) {
     h = plan.stem_rows.out, w = plan.stem_columns.out;
     const Axis& across = plan.stem_columns;
     plan.image_width = std::max(across.before + across.in, (w - 1) * n.stem.stride + n.stem.kernel);
-    plan.image_rows = size_t(n.stem.in) * n.stem.kernel;
+    plan.image_width = (plan.image_width + kBlock - 1) / kBlock * kBlock;
+    plan.image_rows = size_t(n.stem.in + n.stem.in % 2) * n.stem.kernel;  // whole pairs
     const auto floats = [](int channels) { return size_t(blocks_of(channels)) * kBlock; };
     for (const Block& b : n.blocks) {
         BlockPlan p = plan_block(b.depthwise, h, w, n.same_padding);
         h = p.rows.out, w = p.columns.out;
         const size_t pixels = size_t(h) * w, c = floats(b.depthwise.out);
+        plan.products =
+            std::max(plan.products, size_t(kWidest) * p.chunk * p.chunk_width() * kBlock);
         plan.ring = std::max(plan.ring, size_t(kWidest) * p.ring_rows * p.ring_width * kBlock);
         plan.depthwise = std::max(plan.depthwise, pixels * c);
         plan.map = std::max(plan.map, pixels * floats(b.project.out));
@@ -63,6 +64,7 @@ Plan make_plan(const Network& n, int h, int w) {
         plan.blocks.push_back(std::move(p));
     }
     plan.channels = std::max(plan.channels, floats(n.head.out));
+    plan.products = std::max(plan.products, size_t(kWidest) * kPiece * kBlock);
     return plan;
 }
 
@@ -72,15 +74,16 @@ Workspace<T>::Workspace(const Plan& plan, int count) {
     depthwise = arena.get<T>(plan.depthwise);
     narrow = arena.get<T>(plan.channels);
     pooled = arena.get<float>(plan.channels);
-    zeros = arena.get<float>(plan.zeros);
+    zeros = arena.get<T>(plan.zeros);
     for (int i = 0; i < count; ++i) {
         PerThread t;
-        t.ring = arena.get<float>(plan.ring);
+        t.ring = arena.get<T>(plan.ring);
+        t.products = arena.get<float>(plan.products);
         t.sums = arena.get<float>(kWidest * kBlock);
         for (float** f : {&t.squeezed, &t.hidden, &t.gate}) *f = arena.get<float>(plan.channels);
-        t.piece = arena.get<float>(size_t(kWidest) * kPiece * kBlock);
-        t.image = arena.get<float>(plan.image_rows * plan.image_width);
-        t.rows = arena.get<const float*>(std::max(plan.image_rows, plan.rows));
+        t.line = arena.get<float>(size_t(kPair<T>) * plan.image_width);
+        t.image = arena.get<T>(plan.image_rows * plan.image_width);
+        t.rows = arena.get<const T*>(std::max(plan.image_rows, plan.rows));
         t.panel = arena.get<T>(plan.panel);
         threads.push_back(t);
     }

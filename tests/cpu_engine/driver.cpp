@@ -32,8 +32,10 @@ private:
 
 Conv conv(Random& r, int in, int out, int per_group, int kernel, int stride, Activation act) {
     const int k = per_group * kernel * kernel;
-    return {r.values(size_t(out) * k, 1 / std::sqrt(float(k))), r.values(out, 0.1f), in, out,
-            kernel, stride, act};
+    Conv c{r.values(size_t(out) * k, 1 / std::sqrt(float(k))), r.values(out, 0.1f), {}, in, out,
+           kernel, stride, act};
+    for (int i = 0; i < out; ++i) c.scale.push_back(r.from(1, 8) / 4.0);
+    return c;
 }
 
 Linear linear(Random& r, int in, int out) {

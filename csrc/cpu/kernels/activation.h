@@ -5,53 +5,85 @@
 
 namespace effnet_fast::cpu::EFFNET_FAST_ISA {
 
-// Four pixels side by side, so that their chains hide each other's latency.
-template <Activation act, bool rough, typename X, typename At>
-EFFNET_FAST_INLINE void activate_as(X* x, At at, int pixels, float* sum) {
-    constexpr int step = 4;
+constexpr int kSide = 4;  // pixels side by side, so that their chains hide each other's latency
+
+template <Activation act>
+struct Tag {};
+
+template <typename F>
+EFFNET_FAST_INLINE void with_tag(Activation act, F f) {
+    switch (act) {
+        case Activation::identity: return f(Tag<Activation::identity>());
+        case Activation::relu: return f(Tag<Activation::relu>());
+        case Activation::relu6: return f(Tag<Activation::relu6>());
+        case Activation::silu: return f(Tag<Activation::silu>());
+    }
+}
+
+template <bool rough, Activation act, typename X>
+void activate_as(Tag<act>, X* x, int pixels, float* sum) {
+    if (act == Activation::identity && !sum) return;
     for (int lane = 0; lane < kBlock; lane += kLanes) {
         Vec total = {};
+        X* at = x + lane;
         int i = 0;
-        for (; i + step <= pixels; i += step) {
-            Vec v[step];
-            EFFNET_FAST_UNROLL for (int j = 0; j < step; ++j) v[j] = load(x + at(i + j) + lane);
-            activated<act, step, rough>(v);
-            EFFNET_FAST_UNROLL for (int j = 0; j < step; ++j) store(x + at(i + j) + lane, v[j]);
+        for (; i + kSide <= pixels; i += kSide, at += kSide * kBlock) {
+            Vec v[kSide];
+            EFFNET_FAST_UNROLL for (int j = 0; j < kSide; ++j) v[j] = load(at + j * kBlock);
+            activated<act, kSide, rough>(v);
+            EFFNET_FAST_UNROLL for (int j = 0; j < kSide; ++j) store(at + j * kBlock, v[j]);
             if (sum) total += (v[0] + v[1]) + (v[2] + v[3]);
         }
-        for (; i < pixels; ++i) {
-            Vec v = load(x + at(i) + lane);
+        for (; i < pixels; ++i, at += kBlock) {
+            Vec v = load(at);
             activated<act, 1, rough>(&v);
-            store(x + at(i) + lane, v);
+            store(at, v);
             if (sum) total += v;
         }
         if (sum) store(sum + lane, load(sum + lane) + total);
     }
 }
 
-template <bool rough, typename X, typename At>
-EFFNET_FAST_INLINE void activate_at(X* x, At at, int pixels, Activation act, float* sum) {
-    switch (act) {
-        case Activation::identity:
-            if (!sum) return;
-            return activate_as<Activation::identity, rough>(x, at, pixels, sum);
-        case Activation::relu:
-            return activate_as<Activation::relu, rough>(x, at, pixels, sum);
-        case Activation::relu6:
-            return activate_as<Activation::relu6, rough>(x, at, pixels, sum);
-        case Activation::silu:
-            return activate_as<Activation::silu, rough>(x, at, pixels, sum);
+template <bool rough, typename X>
+void activate(X* x, int pixels, Activation act, float* sum) {
+    with_tag(act, [=](auto tag) { activate_as<rough>(tag, x, pixels, sum); });
+}
+
+// `count` pixels, from an even one on where they lie by pairs.
+template <Activation act, int count, typename T>
+EFFNET_FAST_INLINE void fill_pixels(T* out, const float* in) {
+    constexpr int per = kPair<T>;
+    Vec v[count];
+    EFFNET_FAST_UNROLL for (int j = 0; j < count; ++j) v[j] = load(in + j * kBlock);
+    activated<act, count, kRough<T>>(v);
+    EFFNET_FAST_UNROLL for (int j = 0; j < count; j += per) {
+        store_lanes(out + j * kBlock, v + j);
     }
 }
 
-template <bool rough>
-void activate(float* x, const int* offset, int pixels, Activation act, float* sum) {
-    activate_at<rough>(x, [offset](int i) { return offset[i]; }, pixels, act, sum);
+template <Activation act, typename T>
+void fill_as(Tag<act>, const RingRows<T>& r) {
+    constexpr int per = kPair<T>;
+    const int left = r.before % per, right = (left + r.width) % per;  // zeros that complete a pair
+    for (int lane = 0; lane < kBlock; lane += kLanes) {
+        for (int y = 0; y < r.rows; ++y) {
+            const float* in = r.in + y * r.in_stride - left * kBlock + lane;
+            T* out = r.out + y * r.out_stride + (r.before - left) * kBlock + lane * per;
+            int i = 0;
+            const int count = left + r.width + right;
+            for (; i + kSide <= count; i += kSide, in += kSide * kBlock, out += kSide * kBlock) {
+                fill_pixels<act, kSide>(out, in);
+            }
+            for (; i < count; i += per, in += per * kBlock, out += per * kBlock) {
+                fill_pixels<act, per>(out, in);
+            }
+        }
+    }
 }
 
-template <typename X>
-void activate_dense(X* x, int pixels, Activation act, float* sum) {
-    activate_at<kRough<X>>(x, [](int i) { return i * kBlock; }, pixels, act, sum);
+template <typename T>
+void fill(const RingRows<T>& rows) {
+    with_tag(rows.act, [&](auto tag) { fill_as(tag, rows); });
 }
 
 template <typename To, typename From>
@@ -70,8 +102,9 @@ void scale_rows(T* out, const T* in, const float* gate, int k, int width) {
         for (int i = 0; i < k; i += 2) {
             const Vec even = broadcast(gate[i]), odd = broadcast(gate[i + 1]);
             for (int n = 0; n < width; n += kLanes, in += 2 * kLanes, out += 2 * kLanes) {
-                const Vec both = *reinterpret_cast<const UnalignedVec*>(in);
-                *reinterpret_cast<UnalignedVec*>(out) = pairs(low(both) * even, high(both) * odd);
+                const Vec both = load_lanes(in);
+                const Vec scaled[] = {low(both) * even, high(both) * odd};
+                store_lanes(out, scaled);
             }
         }
     }
@@ -90,21 +123,34 @@ void scale_map(T* map, long stride, const float* gate, int blocks, int pixels) {
     }
 }
 
-// `vecs` registers of out += in[count] * weight[count][width].
-template <int vecs>
-EFFNET_FAST_INLINE void add_columns(float* out, const float* in, const float* weight, int count,
+// `vecs` registers of out += in[count] * weight[count][width], as sums of every `chains`-th term
+// whose latencies hide each other.
+template <int vecs, typename T>
+EFFNET_FAST_INLINE void add_columns(float* out, const float* in, const T* weight, int count,
                                     int width) {
-    Vec acc[vecs];
-    EFFNET_FAST_UNROLL for (int i = 0; i < vecs; ++i) acc[i] = load(out + i * kLanes);
-    for (int k = 0; k < count; ++k, weight += width) {
-        const Vec x = broadcast(in[k]);
-        EFFNET_FAST_UNROLL for (int i = 0; i < vecs; ++i) acc[i] += load(weight + i * kLanes) * x;
+    constexpr int chains = vecs < 4 ? 4 : vecs < 8 ? 2 : 1;
+    Vec acc[chains][vecs] = {};
+    int k = 0;
+    const auto add = [&](int chain) {
+        const Vec x = broadcast(in[k++]);
+        EFFNET_FAST_UNROLL for (int i = 0; i < vecs; ++i) {
+            acc[chain][i] += load(weight + i * kLanes) * x;
+        }
+        weight += width;
+    };
+    while (k + chains <= count) {
+        EFFNET_FAST_UNROLL for (int c = 0; c < chains; ++c) add(c);
     }
-    EFFNET_FAST_UNROLL for (int i = 0; i < vecs; ++i) store(out + i * kLanes, acc[i]);
+    while (k < count) add(0);
+    EFFNET_FAST_UNROLL for (int i = 0; i < vecs; ++i) {
+        EFFNET_FAST_UNROLL for (int c = 1; c < chains; ++c) acc[0][i] += acc[c][i];
+        store(out + i * kLanes, load(out + i * kLanes) + acc[0][i]);
+    }
 }
 
 // out[width] += in[count] * weight[count][width].
-static void add_product(float* out, const float* in, const float* weight, int count, int width) {
+template <typename T>
+void add_product(float* out, const float* in, const T* weight, int count, int width) {
     constexpr int side = 4;  // blocks side by side
     int n = 0;
     for (; n + side * kBlock <= width; n += side * kBlock) {
@@ -113,9 +159,10 @@ static void add_product(float* out, const float* in, const float* weight, int co
     for (; n < width; n += kBlock) add_columns<kPer>(out + n, in, weight + n, count, width);
 }
 
-static void excite(float* gate, float* hidden, const float* widen, const float* bias,
-                   Activation act, int count, int width) {
-    activate_dense(hidden, (count + kBlock - 1) / kBlock, act, nullptr);
+template <typename T>
+void excite(float* gate, float* hidden, const T* widen, const float* bias, Activation act,
+            int count, int width) {
+    activate<false>(hidden, (count + kBlock - 1) / kBlock, act, nullptr);
     for (int n = 0; n < width; n += kLanes) store(gate + n, load(bias + n));
     add_product(gate, hidden, widen, count, width);
     for (int n = 0; n < width; n += kLanes) {

@@ -16,40 +16,22 @@ constexpr int kPanelBlocks = 1, kMaxRows[] = {0, 6};  // 24 of 32
 constexpr int kPanelBlocks = 1, kMaxRows[] = {0, 3};  // 12 of 16
 #endif
 
-// Adds `count` steps of k, whose a values lie side by side.
-template <int rows, int vecs, int count>
-EFFNET_FAST_INLINE void multiply_add(Vec (&acc)[rows][vecs], const float* a, const float* b) {
-    EFFNET_FAST_UNROLL for (int k = 0; k < count; ++k) {
-        Vec w[vecs];
-        EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) w[n] = load(b + (k * vecs + n) * kLanes);
-        EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) {
-            const Vec x = broadcast(a[m * kBlock + k]);
-            EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) acc[m][n] += x * w[n];
-        }
-        asm volatile("" ::: "memory");  // GCC 12 hoists the broadcasts otherwise, and spills
-    }
-}
-
-// The same by pairs of k, the second of the last may be padding: zero in b.
-template <int rows, int vecs, int count>
-EFFNET_FAST_INLINE void multiply_add(Vec (&acc)[rows][vecs], const Bf16* a, const Bf16* b) {
-    EFFNET_FAST_UNROLL for (int k = 0; k < count; k += 2) {
+// Adds `count` steps of k, whose a values lie side by side. Of Bf16 the second of the last pair may
+// be padding: zero in b.
+template <int rows, int vecs, int count, typename T>
+EFFNET_FAST_INLINE void multiply_add(Vec (&acc)[rows][vecs], const T* a, const T* b) {
+    EFFNET_FAST_UNROLL for (int k = 0; k < count; k += kPair<T>) {
         Vec w[vecs];
         EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) {
-            w[n] = *reinterpret_cast<const UnalignedVec*>(b + (k * vecs + 2 * n) * kLanes);
+            w[n] = load_lanes(b + (k * vecs + n * kPair<T>) * kLanes);
         }
         EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) {
-            const Vec x = broadcast_bits(a + m * kBlock + k);
+            const Vec x = broadcast_lane(a + m * kBlock + k);
             EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) {
-#if defined(__AVX512BF16__)
-                acc[m][n] = (Vec)_mm512_dpbf16_ps((__m512)acc[m][n], (__m512bh)x, (__m512bh)w[n]);
-#else
-                acc[m][n] += low(x) * low(w[n]);
-                acc[m][n] += high(x) * high(w[n]);
-#endif
+                acc[m][n] = add_dot<T>(acc[m][n], x, w[n]);
             }
         }
-        asm volatile("" ::: "memory");
+        asm volatile("" ::: "memory");  // GCC 12 hoists the broadcasts otherwise, and spills
     }
 }
 
@@ -59,11 +41,21 @@ constexpr int kLinesAhead = 4;
 
 template <int rows, int blocks, bool scattered, typename T, typename C>
 void product_tile(const Product<T, C>& p, int first, const char* next) {
-    constexpr int vecs = blocks * kPer, step = sizeof(T) == 4 ? 1 : 2;
+    constexpr int vecs = blocks * kPer, step = kPair<T>;
     Vec acc[rows][vecs];
     EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) {
-        const Vec bias = load(p.bias + n * kLanes);
-        EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) acc[m][n] = bias;
+        const Vec start = started<T>(p.bias + n * kLanes);
+        EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) acc[m][n] = start;
+    }
+    if constexpr (!scattered) {
+        if (p.residual) {
+            const C* ahead = p.residual + (first + 4 * rows) * kBlock;
+            EFFNET_FAST_UNROLL for (int n = 0; n < blocks; ++n) {
+                EFFNET_FAST_UNROLL for (int m = 0; m < rows; m += kPair<C>) {
+                    __builtin_prefetch(ahead + n * p.c_stride + m * kBlock);
+                }
+            }
+        }
     }
     const T* b = p.b;
     int k = 0;
@@ -71,7 +63,7 @@ void product_tile(const Product<T, C>& p, int first, const char* next) {
         const T* a = p.a + k / kBlock * p.a_stride + first * kBlock + k % kBlock;
         // Four tiles ahead: the map may come from beyond the second-level cache.
         const T* ahead = a + 4 * rows * kBlock;
-        constexpr int lines = sizeof(T) == 4 ? 1 : 2;  // pixels of a cache line
+        constexpr int lines = kPair<T>;  // pixels of a cache line
         EFFNET_FAST_UNROLL for (int m = 0; m < rows; m += 2 * lines) {
             __builtin_prefetch(ahead + (m + k % kBlock / 8 * lines) * kBlock);
         }
@@ -87,6 +79,9 @@ void product_tile(const Product<T, C>& p, int first, const char* next) {
     }
     EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) {
         const long at = n / kPer * p.c_stride + n % kPer * kLanes;
+        EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) {
+            acc[m][n] = ended<T>(acc[m][n], p.scale + n * kLanes, p.bias + n * kLanes);
+        }
         if constexpr (scattered) {
             EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) {
                 store(p.c + at + p.offset[first + m], acc[m][n]);

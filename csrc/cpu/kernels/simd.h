@@ -90,6 +90,42 @@ EFFNET_FAST_INLINE Vec at_most(Vec bound, Vec x) {
 #endif
 }
 
+// A register of values as products take them: those of a lane side by side.
+template <typename T>
+EFFNET_FAST_INLINE Vec load_lanes(const T* p) {
+    return *reinterpret_cast<const UnalignedVec*>(p);
+}
+EFFNET_FAST_INLINE Vec broadcast_lane(const float* p) { return broadcast(*p); }
+EFFNET_FAST_INLINE Vec broadcast_lane(const Bf16* p) { return broadcast_bits(p); }
+EFFNET_FAST_INLINE void store_lanes(float* p, const Vec* v) { store(p, *v); }
+EFFNET_FAST_INLINE void store_lanes(Bf16* p, const Vec* v) {
+    *reinterpret_cast<UnalignedVec*>(p) = pairs(v[0], v[1]);
+}
+
+// sum + x * w, of all the T in each lane.
+template <typename T>
+EFFNET_FAST_INLINE Vec add_dot(Vec sum, Vec x, Vec w) {
+    if constexpr (kPair<T> == 1) {
+        return sum + x * w;
+    } else {
+#if defined(__AVX512BF16__)
+        return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
+#else
+        return sum + low(x) * low(w) + high(x) * high(w);
+#endif
+    }
+}
+
+// What a sum starts as, and what becomes of it.
+template <typename T>
+EFFNET_FAST_INLINE Vec started(const float* bias) {
+    return kPair<T> == 1 ? load(bias) : Vec{};
+}
+template <typename T>
+EFFNET_FAST_INLINE Vec ended(Vec sum, const float* scale, const float* bias) {
+    return kPair<T> == 1 ? sum : sum * load(scale) + load(bias);
+}
+
 // Keeps the compiler from moving what made v past what uses it: stages of independent chains stay
 // side by side, where the processor finds them.
 #if defined(__aarch64__)
@@ -114,19 +150,19 @@ alignas(64) static const float kPowers[32] = {
     1.5759809f,   1.61049032f, 1.64575553f, 1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f,
     1.8340081f,   1.87416768f, 1.91520655f, 1.95714414f};
 
-// v = exp(-v), `count` times, for any v, NaN included; at most 2^-127 off where v > 88. Relative
-// error 2e-7 where |v| < 16; `rough`, for what is rounded to bfloat16: 6e-5.
+// v = 1 + exp(-v), `count` times, for any v, NaN included. Relative error of the exponential 2e-7
+// where |v| < 16; `rough`, for what is rounded to bfloat16: 1e-4.
 //
 // 2^n e^r with n a multiple of 1/32: a permutation of 32 powers takes three terms off the
 // polynomial. r is what n ln(2) leaves of -v, since log2(e) is rounded five times as far off as
 // ln(2).
 template <int count, bool rough = false>
-EFFNET_FAST_INLINE void exp_of_minus(Vec* v) {
+EFFNET_FAST_INLINE void one_and_exp_of_minus(Vec* v) {
     const Vec magic = broadcast(393216.0f);  // 1.5 * 2^18: adding it rounds to a multiple of 1/32
     const Vec low = load(kPowers), high = load(kPowers + 16);
-    Vec shifted[count], n[count], power[count], p[count];
+    Vec shifted[count], n[count], power[count];
     EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
-        v[i] = at_most(broadcast(88.0296919f), v[i]);
+        v[i] = at_most(broadcast(88.0296919f), v[i]);  // beyond it n ln(2) - v may be NaN
         shifted[i] = v[i] * -kLog2E + magic;
         EFFNET_FAST_KEEP(shifted[i]);
     }
@@ -141,25 +177,19 @@ EFFNET_FAST_INLINE void exp_of_minus(Vec* v) {
         EFFNET_FAST_KEEP(v[i]);
     }
     EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
-        p[i] = rough ? broadcast(1.0f) : v[i] * 0.50000727f + 1.0000147f;
-        v[i] = v[i] * power[i];
+        power[i] = (Vec)_mm512_scalef_ps((__m512)power[i], (__m512)n[i]);
+        v[i] = rough ? v[i] + 1.0f : (v[i] * 0.50000727f + 1.0000147f) * v[i] + 1.0f;
         EFFNET_FAST_KEEP(v[i]);
     }
-    EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
-        p[i] = p[i] * v[i] + power[i];
-        EFFNET_FAST_KEEP(p[i]);
-    }
-    EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
-        v[i] = (Vec)_mm512_scalef_ps((__m512)p[i], (__m512)n[i]);
-    }
+    EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) v[i] = v[i] * power[i] + 1.0f;
 }
 
 #else
 
-// v = exp(-v), `count` times, for any v, NaN included; infinity below -88.38, at most 2^-127 off
-// where v > 88. Relative error 2e-7 where |v| < 16; `rough`, for what is rounded to bfloat16: 1e-4.
+// v = 1 + exp(-v), `count` times, for any v, NaN included; infinity below -88.38. Relative error of
+// the exponential 2e-7 where |v| < 16; `rough`, for what is rounded to bfloat16: 1e-4.
 template <int count, bool rough = false>
-EFFNET_FAST_INLINE void exp_of_minus(Vec* v) {
+EFFNET_FAST_INLINE void one_and_exp_of_minus(Vec* v) {
     // e^r over [-ln(2) / 2, ln(2) / 2], from the highest power down.
     constexpr int degree = rough ? 3 : 5;
     constexpr float kCubic[] = {0.165668072f, 0.504963753f, 1.00016423f, 0.99992806f};
@@ -180,7 +210,7 @@ EFFNET_FAST_INLINE void exp_of_minus(Vec* v) {
         Vec p = broadcast(c[0]);
         EFFNET_FAST_UNROLL for (int j = 1; j <= degree; ++j) p = p * r + c[j];
         const IntVec exponent = reinterpret_cast<IntVec>(shifted) - 0x4b400000 + 127;
-        v[i] = p * reinterpret_cast<Vec>(exponent << 23);
+        v[i] = 1.0f + p * reinterpret_cast<Vec>(exponent << 23);
     }
 }
 
@@ -188,8 +218,8 @@ EFFNET_FAST_INLINE void exp_of_minus(Vec* v) {
 
 // m / (1 + exp(-x)).
 EFFNET_FAST_INLINE Vec times_sigmoid(Vec m, Vec x) {
-    exp_of_minus<1>(&x);
-    return m / (1.0f + x);
+    one_and_exp_of_minus<1>(&x);
+    return m / x;
 }
 
 // v = v / (1 + exp(-v)), `count` times, four at a time: four independent chains hide the latency of
@@ -199,11 +229,7 @@ EFFNET_FAST_INLINE void silu(Vec* v) {
     constexpr int now = count < 4 ? count : 4;
     Vec e[now];
     EFFNET_FAST_UNROLL for (int i = 0; i < now; ++i) e[i] = v[i];
-    exp_of_minus<now, rough>(e);
-    EFFNET_FAST_UNROLL for (int i = 0; i < now; ++i) {
-        e[i] = 1.0f + e[i];
-        EFFNET_FAST_KEEP(e[i]);
-    }
+    one_and_exp_of_minus<now, rough>(e);
     EFFNET_FAST_UNROLL for (int i = 0; i < now; ++i) v[i] = v[i] / e[i];
     if constexpr (count > 4) silu<count - 4, rough>(v + 4);
 }

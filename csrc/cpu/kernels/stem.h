@@ -5,23 +5,35 @@
 
 namespace effnet_fast::cpu::EFFNET_FAST_ISA {
 
-template <int rows, int blocks, int stride>
-void stem_tile(const StemRow& s, int first) {
-    constexpr int vecs = blocks * kPer;
+template <typename T>
+void image_row(T* out, const float* in, int width) {
+    constexpr int per = kPair<T>;
+    for (int x = 0; x < width; x += kLanes) {
+        Vec v[per];
+        EFFNET_FAST_UNROLL for (int i = 0; i < per; ++i) v[i] = load(in + i * width + x);
+        store_lanes(out + x * per, v);
+    }
+}
+
+template <int rows, int blocks, int stride, typename T>
+void stem_tile(const StemRow<T>& s, int first) {
+    constexpr int vecs = blocks * kPer, per = kPair<T>;
     Vec acc[rows][vecs];
     EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) {
-        const Vec bias = load(s.bias + n * kLanes);
-        EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) acc[m][n] = bias;
+        const Vec start = started<T>(s.bias + n * kLanes);
+        EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) acc[m][n] = start;
     }
-    const float* b = s.weight;
+    const T* b = s.weight;
     for (int row = 0; row < s.count; ++row) {
-        const float* a = s.rows[row] + first * stride;
-        for (int column = 0; column < s.kernel; ++column, ++a, b += vecs * kLanes) {
+        const T* a = s.rows[row] + first * stride * per;
+        for (int column = 0; column < s.kernel; ++column, a += per, b += vecs * kLanes * per) {
             Vec w[vecs];
-            EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) w[n] = load(b + n * kLanes);
+            EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) w[n] = load_lanes(b + n * kLanes * per);
             EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) {
-                const Vec x = broadcast(a[m * stride]);
-                EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) acc[m][n] += x * w[n];
+                const Vec x = broadcast_lane(a + m * stride * per);
+                EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) {
+                    acc[m][n] = add_dot<T>(acc[m][n], x, w[n]);
+                }
             }
             asm volatile("" : "+r"(a) : : "memory");  // as in multiply_add
         }
@@ -30,27 +42,30 @@ void stem_tile(const StemRow& s, int first) {
         EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) {
             float* out = s.out + n * s.out_stride + (first + m) * kBlock;
             EFFNET_FAST_UNROLL for (int i = 0; i < kPer; ++i) {
-                store(out + i * kLanes, acc[m][n * kPer + i]);
+                const int at = (n * kPer + i) * kLanes;
+                store(out + i * kLanes,
+                      ended<T>(acc[m][n * kPer + i], s.scale + at, s.bias + at));
             }
         }
     }
 }
 
 // Full tiles, and the pixels that are left one by one: rows of an image are long.
-template <int blocks, int stride>
-void stem_of(const StemRow& s) {
+template <int blocks, int stride, typename T>
+void stem_of(const StemRow<T>& s) {
     constexpr int rows = kMaxRows[blocks];
     int first = 0;
     for (; first + rows <= s.pixels; first += rows) stem_tile<rows, blocks, stride>(s, first);
     for (; first < s.pixels; ++first) stem_tile<1, blocks, stride>(s, first);
 }
 
-template <int blocks>
-void stem_of_blocks(const StemRow& s) {
+template <int blocks, typename T>
+void stem_of_blocks(const StemRow<T>& s) {
     s.stride == 1 ? stem_of<blocks, 1>(s) : stem_of<blocks, 2>(s);
 }
 
-static void stem(const StemRow& s) {
+template <typename T>
+void stem(const StemRow<T>& s) {
     if (s.blocks == 1) return stem_of_blocks<1>(s);
     if constexpr (kPanelBlocks > 1) s.blocks == 2 ? stem_of_blocks<2>(s) : stem_of_blocks<3>(s);
 }

@@ -9,15 +9,17 @@ namespace effnet_fast::cpu::EFFNET_FAST_ISA {
 template <typename T>
 constexpr Kernels<T> table() {
     return {kPanelBlocks,
-            stem,
+            image_row<T>,
+            stem<T>,
             product<true, T, float>,
             product<false, T, T>,
+            fill<T>,
             depthwise<T>,
-            activate<kRough<T>>,
+            activate<kRough<T>, float>,
             convert<float, T>,
             convert<T, float>,
-            add_product,
-            excite,
+            add_product<T>,
+            excite<T>,
             scale_rows<T>,
             scale_map<T>};
 }
