@@ -269,34 +269,28 @@ private:
     }
 
     void load_image_row(int pair, int y) {
-        const int width = job_.plan.image_width;
-        for (int i = 0; i < kPair<T>; ++i) {
-            load_line(own_.line + long(i) * width, pair * kPair<T> + i, y);
-        }
-        k_.image_row(image_row(pair, y), own_.line, width);
+        const float* lines[kPair<T>];
+        for (int i = 0; i < kPair<T>; ++i) lines[i] = line(i, pair * kPair<T> + i, y);
+        T* to = image_row(pair, y) + job_.plan.stem_columns.before * kPair<T>;
+        k_.image_row(to, lines, job_.input.w);
     }
 
-    // With its padding; zero beyond the image.
-    void load_line(float* to, int c, int y) {
+    // Row `y` of the image's channel `c`: where it lies if it may be read there.
+    const float* line(int which, int c, int y) {
         const Input& x = job_.input;
-        const int width = job_.plan.image_width, before = job_.plan.stem_columns.before;
-        if (c >= x.c || y < 0 || y >= x.h) {
-            std::fill_n(to, width, 0.0f);
-            return;
-        }
+        if (c >= x.c || y < 0 || y >= x.h) return own_.no_line;
         const int64_t at = image_ * x.stride_n + c * x.stride_c + y * x.stride_h;
-        std::fill_n(to, before, 0.0f);
-        std::fill(to + before + x.w, to + width, 0.0f);
-        to += before;
+        float* to = own_.lines[which];
         if (x.is_uint8) {
             const float scale = job_.network.scale[c], shift = job_.network.shift[c];
             const uint8_t* from = static_cast<const uint8_t*>(x.data) + at;
             for (int i = 0; i < x.w; ++i) to[i] = scale * float(from[i * x.stride_w]) + shift;
-        } else if (const float* from = static_cast<const float*>(x.data) + at; x.stride_w == 1) {
-            std::copy_n(from, x.w, to);
-        } else {
-            for (int i = 0; i < x.w; ++i) to[i] = from[i * x.stride_w];
+            return to;
         }
+        const float* from = static_cast<const float*>(x.data) + at;
+        if (x.stride_w == 1) return from;
+        for (int i = 0; i < x.w; ++i) to[i] = from[i * x.stride_w];
+        return to;
     }
 
     void gate(int i) {

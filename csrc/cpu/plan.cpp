@@ -43,8 +43,8 @@ Plan make_plan(const Network& n, int h, int w) {
     plan.stem_columns = axis(w, n.stem.kernel, n.stem.stride, n.same_padding);
     h = plan.stem_rows.out, w = plan.stem_columns.out;
     const Axis& across = plan.stem_columns;
-    plan.image_width = std::max(across.before + across.in, (w - 1) * n.stem.stride + n.stem.kernel);
-    plan.image_width = (plan.image_width + kBlock - 1) / kBlock * kBlock;
+    plan.image_width = std::max(across.before + (across.in + kBlock - 1) / kBlock * kBlock,
+                                (w - 1) * n.stem.stride + n.stem.kernel);
     plan.image_rows = size_t(n.stem.in + n.stem.in % 2) * n.stem.kernel;  // whole pairs
     const auto floats = [](int channels) { return size_t(blocks_of(channels)) * kBlock; };
     for (const Block& b : n.blocks) {
@@ -81,7 +81,8 @@ Workspace<T>::Workspace(const Plan& plan, int count) {
         t.products = arena.get<float>(plan.products);
         t.sums = arena.get<float>(kWidest * kBlock);
         for (float** f : {&t.squeezed, &t.hidden, &t.gate}) *f = arena.get<float>(plan.channels);
-        t.line = arena.get<float>(size_t(kPair<T>) * plan.image_width);
+        for (float*& line : t.lines) line = arena.get<float>(plan.stem_columns.in);
+        t.no_line = arena.get<float>(plan.stem_columns.in);
         t.image = arena.get<T>(plan.image_rows * plan.image_width);
         t.rows = arena.get<const T*>(std::max(plan.image_rows, plan.rows));
         t.panel = arena.get<T>(plan.panel);

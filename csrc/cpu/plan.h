@@ -30,7 +30,7 @@ constexpr int kPiece = 56;
 
 struct Plan {
     Axis stem_rows, stem_columns;
-    int image_width;  // of a row with its padding, in whole registers
+    int image_width;  // of a row with its padding, and what fills its last register
     std::vector<BlockPlan> blocks;
     std::vector<int> dense;  // offsets of kPiece pixels side by side
     // Values of the largest of each.
@@ -45,7 +45,8 @@ template <typename T>
 struct Workspace {
     struct PerThread {
         T *ring, *panel, *image;
-        float *products, *sums, *squeezed, *hidden, *gate, *line;
+        float *products, *sums, *squeezed, *hidden, *gate;
+        float *lines[kPair<T>], *no_line;  // of the image; the latter stays zero, as its padding does
         const T** rows;  // of the image, or of the ring
     };
     Workspace(const Plan& plan, int threads);

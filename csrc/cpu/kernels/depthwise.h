@@ -65,11 +65,9 @@ EFFNET_FAST_INLINE void depthwise_tile(const Depthwise<T>& d, int y, int first,
                 acc[h][x] = ended<T>(acc[h][x], d.scale + lane, d.bias + lane);
             }
             if (with_silu) silu<pixels, kRough<T>>(acc[h]);
+            EFFNET_FAST_UNROLL for (int x = 0; x < pixels; ++x) total[i] += acc[h][x];
             T* out = d.out + (long(y + h) * d.width + first) * kBlock + lane;
-            EFFNET_FAST_UNROLL for (int x = 0; x < pixels; ++x) {
-                total[i] += acc[h][x];
-                store(out + x * kBlock, acc[h][x]);
-            }
+            store_pixels<pixels>(out, acc[h]);
         }
     }
 }

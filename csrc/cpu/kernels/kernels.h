@@ -89,8 +89,8 @@ template <typename T>
 struct Kernels {
     // Blocks of the panels that `b` is cut into: 1; or 2, for both twos and threes.
     int panel_blocks;
-    // StemRow's row from those of its channels, [width] each: a multiple of 16.
-    void (*image_row)(T* out, const float* in, int width);
+    // StemRow's row from `width` pixels of each of its channels; zeros up to a multiple of 16.
+    void (*image_row)(T* out, const float* const* in, int width);
     void (*stem)(const StemRow<T>&);
     void (*product)(const Product<T, float>&);  // c is no map
     void (*product_to_map)(const Product<T, T>&);

@@ -78,23 +78,23 @@ void product_tile(const Product<T, C>& p, int first, const char* next) {
         multiply_add<rows, vecs, step>(acc, a, b);
     }
     EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) {
-        const long at = n / kPer * p.c_stride + n % kPer * kLanes;
+        Vec sum[rows];
         EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) {
-            acc[m][n] = ended<T>(acc[m][n], p.scale + n * kLanes, p.bias + n * kLanes);
+            sum[m] = ended<T>(acc[m][n], p.scale + n * kLanes, p.bias + n * kLanes);
         }
+        const long at = n / kPer * p.c_stride + n % kPer * kLanes;
         if constexpr (scattered) {
             EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) {
-                store(p.c + at + p.offset[first + m], acc[m][n]);
+                store(p.c + at + p.offset[first + m], sum[m]);
             }
         } else {
-            C* c = p.c + at + first * kBlock;
             if (p.residual) {
                 const C* residual = p.residual + at + first * kBlock;
                 EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) {
-                    acc[m][n] += load(residual + m * kBlock);
+                    sum[m] += load(residual + m * kBlock);
                 }
             }
-            EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) store(c + m * kBlock, acc[m][n]);
+            store_pixels<rows>(p.c + at + first * kBlock, sum);
         }
     }
 }

@@ -54,6 +54,19 @@ EFFNET_FAST_INLINE void store(Bf16* p, Vec v) {
 #endif
 }
 
+// `count` neighbouring pixels of a map: a conversion of two Bf16 takes as long as that of one.
+template <int count, typename T>
+EFFNET_FAST_INLINE void store_pixels(T* p, const Vec* v) {
+    int x = 0;
+#if defined(__AVX512BF16__)
+    EFFNET_FAST_UNROLL for (; sizeof(T) == 2 && x + 2 <= count; x += 2) {
+        const __m512bh both = _mm512_cvtne2ps_pbh((__m512)v[x + 1], (__m512)v[x]);
+        _mm512_storeu_si512(p + x * kBlock, (__m512i)both);
+    }
+#endif
+    EFFNET_FAST_UNROLL for (; x < count; ++x) store(p + x * kBlock, v[x]);
+}
+
 // The two Bf16 at p in every lane.
 EFFNET_FAST_INLINE Vec broadcast_bits(const Bf16* p) {
     return reinterpret_cast<Vec>(reinterpret_cast<UnsignedVec>(Vec{}) |
@@ -160,10 +173,11 @@ template <int count, bool rough = false>
 EFFNET_FAST_INLINE void one_and_exp_of_minus(Vec* v) {
     const Vec magic = broadcast(393216.0f);  // 1.5 * 2^18: adding it rounds to a multiple of 1/32
     const Vec low = load(kPowers), high = load(kPowers + 16);
-    Vec shifted[count], n[count], power[count];
+    Vec shifted[count], n[count], from[count], power[count];
     EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
         v[i] = at_most(broadcast(88.0296919f), v[i]);  // beyond it n ln(2) - v may be NaN
         shifted[i] = v[i] * -kLog2E + magic;
+        from[i] = rough ? 1.0f - v[i] : -v[i];  // 1 + r: all that is rough wants of e^r
         EFFNET_FAST_KEEP(shifted[i]);
     }
     EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
@@ -171,14 +185,14 @@ EFFNET_FAST_INLINE void one_and_exp_of_minus(Vec* v) {
         EFFNET_FAST_KEEP(n[i]);
     }
     EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
-        v[i] = n[i] * -kLn2 - v[i];
+        v[i] = n[i] * -kLn2 + from[i];
         // By the five lowest bits, those of the fraction.
         power[i] = (Vec)_mm512_permutex2var_ps((__m512)low, (__m512i)shifted[i], (__m512)high);
         EFFNET_FAST_KEEP(v[i]);
     }
     EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
         power[i] = (Vec)_mm512_scalef_ps((__m512)power[i], (__m512)n[i]);
-        v[i] = rough ? v[i] + 1.0f : (v[i] * 0.50000727f + 1.0000147f) * v[i] + 1.0f;
+        if (!rough) v[i] = (v[i] * 0.50000727f + 1.0000147f) * v[i] + 1.0f;
         EFFNET_FAST_KEEP(v[i]);
     }
     EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) v[i] = v[i] * power[i] + 1.0f;

@@ -6,13 +6,21 @@
 namespace effnet_fast::cpu::EFFNET_FAST_ISA {
 
 template <typename T>
-void image_row(T* out, const float* in, int width) {
+void image_row(T* out, const float* const* in, int width) {
     constexpr int per = kPair<T>;
-    for (int x = 0; x < width; x += kLanes) {
-        Vec v[per];
-        EFFNET_FAST_UNROLL for (int i = 0; i < per; ++i) v[i] = load(in + i * width + x);
+    Vec v[per];
+    int x = 0;
+    for (; x + kLanes <= width; x += kLanes) {
+        EFFNET_FAST_UNROLL for (int i = 0; i < per; ++i) v[i] = load(in[i] + x);
         store_lanes(out + x * per, v);
     }
+    if (x == width) return;
+    for (int i = 0; i < per; ++i) {
+        float last[kLanes] = {};
+        for (int j = 0; x + j < width; ++j) last[j] = in[i][x + j];
+        v[i] = load(last);
+    }
+    store_lanes(out + x * per, v);
 }
 
 template <int rows, int blocks, int stride, typename T>
