@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "cpu/image.h"
 #include "cpu/team.h"
 
 namespace effnet_fast::cpu {
@@ -24,8 +25,8 @@ template <typename T>
 class Forward {
 public:
     Forward(const Job<T>& job, Workspace<T>& all, int image, float* out, int tid, int team)
-        : job_(job), k_(job.kernels), all_(all), own_(all.threads[tid]), image_(image), out_(out),
-          tid_(tid), team_(team), seconds_(tid == 0 ? job.seconds : nullptr) {}
+        : job_(job), k_(job.kernels), all_(all), own_(all.threads[tid]), out_(out), tid_(tid),
+          team_(team), seconds_(tid == 0 ? job.seconds : nullptr), image_rows_(job, own_, image) {}
 
     void run() {
         if (seconds_) since_ = Clock::now();
@@ -118,7 +119,7 @@ private:
         std::fill_n(own_.sums, group.count * kBlock, 0.0f);
         const int end = std::min(p.rows.in, (bottom - 1) * d.stride - pad + d.kernel);
         int have = std::max(0, top * d.stride - pad);
-        next_image_row_ = have * job_.network.stem.stride - job_.plan.stem_rows.before;
+        image_rows_.restart(have * job_.network.stem.stride - job_.plan.stem_rows.before);
         for (int y = top; y < bottom;) {
             const int above = y * d.stride - pad;
             if (std::min(p.rows.in, above + d.kernel) > have) {
@@ -138,7 +139,7 @@ private:
                                                  long(at % p.ring_rows) * p.ring_width * kBlock;
                 }
                 const long block = group.first + b;
-                k_.depthwise({own_.rows, packed.taps + block * packed.taps_size,
+                k_.depthwise({own_.rows, group.taps + b * packed.taps,
                               packed.depthwise_scale + block * kBlock,
                               packed.depthwise_bias + block * kBlock,
                               all_.depthwise + (block * pixels + long(y) * p.columns.out) * kBlock,
@@ -210,25 +211,16 @@ private:
         }
     }
 
-    // By rows of the image of which the last ones are kept.
     void stem(const BlockPlan& p, Range group, int y, int count) {
         const Conv& s = job_.network.stem;
         const Panels<T>& w = job_.packed.stem;
-        const int pairs = (s.in + kPair<T> - 1) / kPair<T>;
-        for (int done = 0; done < count; ++done) {
-            const int above = (y + done) * s.stride - job_.plan.stem_rows.before;
-            next_image_row_ = std::max(next_image_row_, above);
-            for (; next_image_row_ < above + s.kernel; ++next_image_row_) {
-                for (int c = 0; c < pairs; ++c) load_image_row(c, next_image_row_);
-            }
-            const T** rows = own_.rows;
-            for (int c = 0; c < pairs; ++c) {
-                for (int r = 0; r < s.kernel; ++r) rows[c * s.kernel + r] = image_row(c, above + r);
-            }
+        for (int r = 0; r < count; ++r) {
+            const T* const* rows =
+                image_rows_.rows((y + r) * s.stride - job_.plan.stem_rows.before);
             for (const Panel<T>* panel = first_of(w, group); in_group(w, group, panel); ++panel) {
-                k_.stem({rows, pairs * s.kernel, s.kernel, s.stride, panel->weight,
+                k_.stem({rows, image_rows_.count(), s.kernel, s.stride, panel->weight,
                          w.scale + panel->first * kBlock, w.bias + panel->first * kBlock,
-                         product_row(p, panel->first - group.first, done),
+                         product_row(p, panel->first - group.first, r),
                          long(p.chunk) * p.chunk_width() * kBlock, p.columns.in, panel->count});
             }
         }
@@ -262,37 +254,6 @@ private:
         product.next = product.b + w.size(panel);
     }
 
-    // Row `y` of the image's channels from `pair` * kPair<T> on.
-    T* image_row(int pair, int y) {
-        const int kernel = job_.network.stem.kernel, slot = (y % kernel + kernel) % kernel;
-        return own_.image + (long(pair) * kernel + slot) * job_.plan.image_width * kPair<T>;
-    }
-
-    void load_image_row(int pair, int y) {
-        const float* lines[kPair<T>];
-        for (int i = 0; i < kPair<T>; ++i) lines[i] = line(i, pair * kPair<T> + i, y);
-        T* to = image_row(pair, y) + job_.plan.stem_columns.before * kPair<T>;
-        k_.image_row(to, lines, job_.input.w);
-    }
-
-    // Row `y` of the image's channel `c`: where it lies if it may be read there.
-    const float* line(int which, int c, int y) {
-        const Input& x = job_.input;
-        if (c >= x.c || y < 0 || y >= x.h) return own_.no_line;
-        const int64_t at = image_ * x.stride_n + c * x.stride_c + y * x.stride_h;
-        float* to = own_.lines[which];
-        if (x.is_uint8) {
-            const float scale = job_.network.scale[c], shift = job_.network.shift[c];
-            const uint8_t* from = static_cast<const uint8_t*>(x.data) + at;
-            for (int i = 0; i < x.w; ++i) to[i] = scale * float(from[i * x.stride_w]) + shift;
-            return to;
-        }
-        const float* from = static_cast<const float*>(x.data) + at;
-        if (x.stride_w == 1) return from;
-        for (int i = 0; i < x.w; ++i) to[i] = from[i * x.stride_w];
-        return to;
-    }
-
     void gate(int i) {
         const Block& b = job_.network.blocks[i];
         if (!b.reduce.out) return;
@@ -304,8 +265,12 @@ private:
             for (int t = 0; t < team_; ++t) sum += all_.threads[t].squeezed[j];
             own_.hidden[j] = sum * inverse + packed.reduce_bias[j];
         }
-        k_.excite(own_.gate, own_.hidden, packed.widen, packed.widen_bias, b.squeeze_act,
-                  b.reduce.out, blocks_of(b.depthwise.out) * kBlock);
+        k_.activate(own_.hidden, blocks_of(b.reduce.out), b.squeeze_act, nullptr);
+        for (const Group<T>& group : packed.groups) {
+            const int first = group.first * kBlock;
+            k_.excite(own_.gate + first, own_.hidden, group.widen, packed.widen_bias + first,
+                      b.reduce.out, group.count * kBlock);
+        }
     }
 
     void project(int i, const T* in, T* out) {
@@ -409,12 +374,11 @@ private:
     const Kernels<T>& k_;
     Workspace<T>& all_;
     typename Workspace<T>::PerThread& own_;
-    const int image_;
     float* const out_;
     const int tid_, team_;
     double* seconds_;
     Clock::time_point since_;
-    int next_image_row_ = 0;
+    ImageRows<T> image_rows_;
 };
 
 }  // namespace

@@ -24,19 +24,19 @@ std::vector<Range> groups_of(int blocks) {
 void put(float* to, float weight, double scale) { *to = float(weight * scale); }
 void put(Bf16* to, float weight, double) { *to = to_bf16(weight); }
 
-// [count][c], of whole blocks each.
+// [count][c], of whole blocks each, from rows `stride` apart.
 template <typename T>
-const T* pack_rows(Arena& arena, const float* rows, int count, int c) {
+const T* pack_rows(Arena& arena, const float* rows, int count, int c, int stride) {
     const int width = blocks_of(c) * kBlock;
     T* packed = arena.get<T>(size_t(count) * width);
-    for (int i = 0; i < count; ++i) {
-        for (int j = 0; j < c; ++j) put(packed + size_t(i) * width + j, rows[size_t(i) * c + j], 1.0);
+    for (int i = 0; i < count; ++i, rows += stride) {
+        for (int j = 0; j < c; ++j) put(packed + size_t(i) * width + j, rows[j], 1.0);
     }
     return packed;
 }
 
 const float* pack_row(Arena& arena, const std::vector<float>& row) {
-    return pack_rows<float>(arena, row.data(), 1, int(row.size()));
+    return pack_rows<float>(arena, row.data(), 1, int(row.size()), 0);
 }
 
 const float* pack_row(Arena& arena, const std::vector<double>& row) {
@@ -66,7 +66,8 @@ size_t bytes_of(const Block& b) {
     return weights * sizeof(T) + others * sizeof(float);
 }
 
-// weight [out][k], scale and bias [out]. behind(group) packs what is read after the panels of each group.
+// weight [out][k], scale and bias [out]. behind(group) packs what is read after the panels of a
+// group.
 template <typename T, typename Behind>
 Panels<T> pack_panels(Arena& arena, const std::vector<float>& weight,
                       const std::vector<double>& scale, const std::vector<float>& bias, int k,
@@ -100,18 +101,21 @@ Panels<T> pack_panels(Arena& arena, const std::vector<float>& weight,
 
 // As Depthwise::weight, block by block.
 template <typename T>
-const T* pack_taps(Arena& arena, const Conv& d) {
+const T* pack_taps(Arena& arena, const Conv& d, const Range& group) {
     constexpr int pair = kPair<T>;
     const int parities = parities_of<T>(d), pairs = (d.kernel + pair - 1) / pair;
-    T* const packed = arena.get<T>(size_t(blocks_of(d.out)) * taps_of<T>(d) * kBlock);
-    for (int c = 0; c < d.out; ++c) {
+    const int first = group.first * kBlock, count = std::min(group.count * kBlock, d.out - first);
+    T* const packed = arena.get<T>(size_t(group.count) * taps_of<T>(d) * kBlock);
+    for (int c = 0; c < count; ++c) {
         for (int row = 0; row < d.kernel; ++row) {
             for (int parity = 0; parity < parities; ++parity) {
                 for (int x = 0; x < d.kernel; ++x) {
-                    const int column = parity + x, block = c / kBlock;
-                    const long at = ((block * long(d.kernel) + row) * parities + parity) * pairs;
-                    put(packed + ((at + column / pair) * kBlock + c % kBlock) * pair + column % pair,
-                        d.weight[(size_t(c) * d.kernel + row) * d.kernel + x], d.scale[c]);
+                    const int column = parity + x;
+                    const int line = (c / kBlock * d.kernel + row) * parities + parity;
+                    const long at = line * long(pairs) + column / pair;
+                    put(packed + (at * kBlock + c % kBlock) * pair + column % pair,
+                        d.weight[(size_t(first + c) * d.kernel + row) * d.kernel + x],
+                        d.scale[first + c]);
                 }
             }
         }
@@ -235,27 +239,26 @@ Packed<T> pack(const Network& n, int panel_blocks) {
         const int c = b.depthwise.out;
         const int squeezed = b.reduce.out;
         const std::vector<float> reduce = transposed(b.reduce.weight, squeezed, c);
+        const std::vector<float> widen = transposed(b.widen.weight, c, squeezed);
         const auto add_group = [&](const Range& group) {
-            p.groups.push_back({group, nullptr});
+            p.groups.push_back({group, pack_taps<T>(arena, b.depthwise, group)});
             if (!squeezed) return;
             const int first = group.first * kBlock;
-            p.groups.back().reduce =
-                pack_rows<T>(arena, reduce.data() + size_t(first) * squeezed,
-                             std::min(group.count * kBlock, c - first), squeezed);
+            const int count = std::min(group.count * kBlock, c - first);
+            p.groups.back().reduce = pack_rows<T>(
+                arena, reduce.data() + size_t(first) * squeezed, count, squeezed, squeezed);
+            p.groups.back().widen = pack_rows<T>(arena, widen.data() + first, squeezed, count, c);
         };
         if (b.expand.out) {
             p.expand = conv(b.expand, add_group);
         } else {
             for (const Range& group : groups_of(blocks_of(c))) add_group(group);
         }
-        p.taps = pack_taps<T>(arena, b.depthwise);
-        p.taps_size = long(taps_of<T>(b.depthwise)) * kBlock;
+        p.taps = long(taps_of<T>(b.depthwise)) * kBlock;
         p.depthwise_scale = pack_row(arena, b.depthwise.scale);
         p.depthwise_bias = pack_row(arena, b.depthwise.bias);
         if (squeezed) {
-            const std::vector<float> widen = transposed(b.widen.weight, c, squeezed);
             p.reduce_bias = pack_row(arena, b.reduce.bias);
-            p.widen = pack_rows<T>(arena, widen.data(), squeezed, c);
             p.widen_bias = pack_row(arena, b.widen.bias);
         }
         p.project = conv(b.project, nothing);

@@ -29,20 +29,20 @@ struct Panels {
     size_t size(const Range& p) const { return size_t(k + k % kPair<T>) * p.count * kBlock; }
 };
 
-// Channels of a block that are expanded and convolved together: no panel of `expand` crosses them.
+// Channels of a block that are expanded and convolved together: no panel of `expand` crosses them,
+// and behind its panels lie its other weights, so that all are fetched during the group before it.
 template <typename T>
 struct Group : Range {
-    const T* reduce;  // [c][squeezed], its rows of the squeeze: behind its panels
+    const T* taps;                             // of each block as Depthwise::weight
+    const T *reduce = nullptr, *widen = nullptr;  // [c][squeezed], [squeezed][c]
 };
 
 template <typename T>
 struct PackedBlock {
     std::vector<Group<T>> groups;
     Panels<T> expand, project;
-    const T* taps;  // of each block as Depthwise::weight, `taps_size` apart
-    long taps_size;
+    long taps;  // of the depthwise weights of a block
     const float *depthwise_scale, *depthwise_bias;  // [block][16]
-    const T* widen = nullptr;  // [squeezed][c]
     const float *reduce_bias = nullptr, *widen_bias = nullptr;
 };
 

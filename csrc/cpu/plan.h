@@ -46,7 +46,7 @@ struct Workspace {
     struct PerThread {
         T *ring, *panel, *image;
         float *products, *sums, *squeezed, *hidden, *gate;
-        float *lines[kPair<T>], *no_line;  // of the image; the latter stays zero, as its padding does
+        float *lines[kPair<T>], *no_line;  // of the image; no_line stays zero, as its padding does
         const T** rows;  // of the image, or of the ring
     };
     Workspace(const Plan& plan, int threads);

@@ -160,9 +160,8 @@ void add_product(float* out, const float* in, const T* weight, int count, int wi
 }
 
 template <typename T>
-void excite(float* gate, float* hidden, const T* widen, const float* bias, Activation act,
-            int count, int width) {
-    activate<false>(hidden, (count + kBlock - 1) / kBlock, act, nullptr);
+void excite(float* gate, const float* hidden, const T* widen, const float* bias, int count,
+            int width) {
     for (int n = 0; n < width; n += kLanes) store(gate + n, load(bias + n));
     add_product(gate, hidden, widen, count, width);
     for (int n = 0; n < width; n += kLanes) {

@@ -11,10 +11,10 @@ namespace effnet_fast::cpu::EFFNET_FAST_ISA {
 #if defined(__AVX512BF16__)
 template <typename T>
 constexpr int kMaxPixels = sizeof(T) == 4 ? 8 : 14;
-#elif defined(__AVX512F__) || defined(__aarch64__)
+#elif defined(__AVX2__) || defined(__aarch64__)
 template <typename T>
 constexpr int kMaxPixels = 8;
-#else
+#else  // four registers a block: twice the code was 3 % faster
 template <typename T>
 constexpr int kMaxPixels = sizeof(T) == 4 ? 8 : 4;
 #endif
@@ -55,7 +55,9 @@ EFFNET_FAST_INLINE void depthwise_tile(const Depthwise<T>& d, int y, int first,
                     EFFNET_FAST_UNROLL for (int x = 0; x < pixels; ++x) {
                         const int k = j - x * stride / per;
                         if (k < 0 || k >= taps) continue;
-                        acc[h][x] = add_dot<T>(acc[h][x], v, w[h][x * stride % per][k]);
+                        const int parity = x * stride % per, column = k * per - parity;
+                        acc[h][x] = add_dot<T>(acc[h][x], v, w[h][parity][k], column >= 0,
+                                               column + 1 < kernel);
                     }
                 }
             }

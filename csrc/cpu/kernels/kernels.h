@@ -45,8 +45,8 @@ struct Product {
 // One row of a dense convolution of an image, for the 16 * blocks channels of one panel.
 template <typename T>
 struct StemRow {
-    // `count` rows of the image, from the left padding on: float: of each (channel, row), [x]; Bf16:
-    // of each (channel / 2, row), [x][2].
+    // `count` rows of the image, from the left padding on: float: of each (channel, row), [x];
+    // Bf16: of each (channel / 2, row), [x][2].
     const T* const* rows;
     int count, kernel, stride;  // kernel: columns; stride 1 or 2
     const T* weight;            // float: [count][kernel][16 * blocks]; Bf16: ... [2]
@@ -96,16 +96,15 @@ struct Kernels {
     void (*product_to_map)(const Product<T, T>&);
     void (*fill)(const RingRows<T>&);
     void (*depthwise)(const Depthwise<T>&);
-    // x[pixels][16] = act(x), added to sum[16].
+    // x[pixels][16] = act(x), added to sum[16] unless null.
     void (*activate)(float* x, int pixels, Activation act, float* sum);
     void (*widen)(float* out, const T* in, long count);  // count: a multiple of 16
     void (*narrow)(T* out, const float* in, long count);
     // hidden[width] += in[count] * reduce[count][width]; width: a multiple of 16.
     void (*squeeze)(float* hidden, const float* in, const T* reduce, int count, int width);
-    // gate[width] = sigmoid(hidden[count] * widen[count][width] + bias[width]), where hidden goes
-    // through its activation first, in place, as whole blocks.
-    void (*excite)(float* gate, float* hidden, const T* widen, const float* bias, Activation act,
-                   int count, int width);
+    // gate[width] = sigmoid(hidden[count] * widen[count][width] + bias[width])
+    void (*excite)(float* gate, const float* hidden, const T* widen, const float* bias, int count,
+                   int width);
     // out[k][n] = in[k][n] * gate[k], in b's layout: the gate in the weights. gate[k] is read up to
     // an even number.
     void (*scale_rows)(T* out, const T* in, const float* gate, int k, int width);

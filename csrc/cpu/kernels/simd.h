@@ -115,16 +115,19 @@ EFFNET_FAST_INLINE void store_lanes(Bf16* p, const Vec* v) {
     *reinterpret_cast<UnalignedVec*>(p) = pairs(v[0], v[1]);
 }
 
-// sum + x * w, of all the T in each lane.
+// sum + x * w, of all the T in each lane. What is not `has` is zero in w.
 template <typename T>
-EFFNET_FAST_INLINE Vec add_dot(Vec sum, Vec x, Vec w) {
+EFFNET_FAST_INLINE Vec add_dot(Vec sum, Vec x, Vec w, [[maybe_unused]] bool has_low = true,
+                               [[maybe_unused]] bool has_high = true) {
     if constexpr (kPair<T> == 1) {
         return sum + x * w;
     } else {
 #if defined(__AVX512BF16__)
         return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
 #else
-        return sum + low(x) * low(w) + high(x) * high(w);
+        if (has_low) sum += low(x) * low(w);
+        if (has_high) sum += high(x) * high(w);
+        return sum;
 #endif
     }
 }

@@ -36,7 +36,9 @@ void stem_tile(const StemRow<T>& s, int first) {
         const T* a = s.rows[row] + first * stride * per;
         for (int column = 0; column < s.kernel; ++column, a += per, b += vecs * kLanes * per) {
             Vec w[vecs];
-            EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) w[n] = load_lanes(b + n * kLanes * per);
+            EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) {
+                w[n] = load_lanes(b + n * kLanes * per);
+            }
             EFFNET_FAST_UNROLL for (int m = 0; m < rows; ++m) {
                 const Vec x = broadcast_lane(a + m * stride * per);
                 EFFNET_FAST_UNROLL for (int n = 0; n < vecs; ++n) {
