@@ -1,7 +1,8 @@
-"""The native CPU engine: a trained model as a fixed plan, batch norms folded, weights packed once.
+"""The native CPU engine: a trained model as a fixed plan, weights packed once.
 
-Nothing of the model is kept or changed. In fp32 SiLU's relative error is 3e-7 below 16. In bfloat16
-maps and weights lie in memory so; sums, depthwise convolutions and squeeze-and-excitation are fp32.
+Nothing of the model is kept or changed. In fp32 batch norms are folded into the weights, in fp64,
+and SiLU's relative error is 3e-7 below 16. In bfloat16 images, maps and weights are rounded to it,
+and what is multiplied; sums, batch norms, activations and the gate are fp32.
 """
 
 from __future__ import annotations

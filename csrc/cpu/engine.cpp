@@ -174,10 +174,9 @@ std::vector<Step> Engine::steps(int h, int w) const {
         return std::to_string(out ? rows.out : rows.in) + "x" +
                std::to_string(out ? columns.out : columns.in);
     };
-    // `stored`: weights of the engine's type; those of `exact` are fp32 in any case.
     const auto add = [&](const std::string& name, const std::string& shape, double macs,
-                         double stored, double exact) {
-        steps.push_back({name, shape, macs, s.weight_bytes * stored + 4 * exact});
+                         double weights) {
+        steps.push_back({name, shape, macs, s.weight_bytes * weights});
     };
     for (size_t i = 0; i < plan.blocks.size(); ++i) {
         const Block& b = s.network.blocks[i];
@@ -194,25 +193,25 @@ std::vector<Step> Engine::steps(int h, int w) const {
             std::to_string(d.out) + "x" + size(p.rows, p.columns, false) + " -> " +
                 size(p.rows, p.columns, true) + ", ring of " + std::to_string(p.ring_rows) +
                     " rows",
-            first * in + taps * out, i == 0 ? 0 : first, i == 0 ? first + taps : taps);
+            first * in + taps * out, first + taps);
         const double squeeze = 2.0 * b.reduce.out * d.out;
         const double weights = double(b.project.in) * b.project.out;
         add(name + (b.reduce.out ? ".se+project" : ".project"),
             std::to_string(d.out) + " -> " + std::to_string(b.project.out) + ", " +
                 size(p.rows, p.columns, true),
-            weights * out + squeeze, weights, squeeze);
+            weights * out + squeeze, weights + squeeze);
     }
     const Conv& head = s.network.head;
     const BlockPlan& last = plan.blocks.back();
     const double weights = double(head.in) * head.out;
     add("head+pool", std::to_string(head.in) + " -> " + std::to_string(head.out) + ", " +
         size(last.rows, last.columns, true),
-        weights * last.rows.out * last.columns.out, weights, 0);
+        weights * last.rows.out * last.columns.out, weights);
     const Linear& classifier = s.network.classifier;
     if (classifier.out) {
         const double all = double(classifier.in) * classifier.out;
         add("classifier", std::to_string(classifier.in) + " -> " + std::to_string(classifier.out),
-            all, all, 0);
+            all, all);
     }
     return steps;
 }

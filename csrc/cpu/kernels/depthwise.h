@@ -1,5 +1,8 @@
 // Depthwise convolution of rows: neighbouring pixels in registers, each input read once per kernel
 // row; SiLU and its sum before the pixels leave the registers.
+//
+// Pairs of columns are multiplied by odd kernels with a zero at one end, which makes NaN of an
+// infinity in the pixel beyond: none comes out of relu6, and the mean over a map spreads any other.
 #pragma once
 
 #include "cpu/kernels/activation.h"
