@@ -64,13 +64,12 @@ EFFNET_FAST_INLINE void fill_pixels(T* out, const float* in) {
 template <Activation act, typename T>
 void fill_as(Tag<act>, const RingRows<T>& r) {
     constexpr int per = kPair<T>;
-    const int left = r.before % per, right = (left + r.width) % per;  // zeros that complete a pair
+    const int left = r.before % per, count = left + r.width;  // zeros complete a pair
     for (int lane = 0; lane < kBlock; lane += kLanes) {
         for (int y = 0; y < r.rows; ++y) {
             const float* in = r.in + y * r.in_stride - left * kBlock + lane;
             T* out = r.out + y * r.out_stride + (r.before - left) * kBlock + lane * per;
             int i = 0;
-            const int count = left + r.width + right;
             for (; i + kSide <= count; i += kSide, in += kSide * kBlock, out += kSide * kBlock) {
                 fill_pixels<act, kSide>(out, in);
             }
