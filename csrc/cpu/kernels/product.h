@@ -36,8 +36,9 @@ EFFNET_FAST_INLINE void multiply_add(Vec (&acc)[rows][vecs], const T* a, const T
 }
 
 // Of the next panel, fetched with every 8 steps of k: a few lines at a time, since a burst of them
-// would stop the loads until the memory has answered. Four tiles fetch 32 columns of floats.
-constexpr int kLinesAhead = 4;
+// would stop the loads until the memory has answered. Four tiles fetch 32 columns of floats, twelve
+// the widest panel and what is behind it; further ones would fetch what is not read next.
+constexpr int kLinesAhead = 4, kTilesOfNext = 12;
 
 template <int rows, int blocks, bool scattered, typename T, typename C>
 void product_tile(const Product<T, C>& p, int first, const char* next) {
@@ -61,8 +62,8 @@ void product_tile(const Product<T, C>& p, int first, const char* next) {
     int k = 0;
     for (; k + 8 <= p.k; k += 8, b += 8 * vecs * kLanes) {
         const T* a = p.a + k / kBlock * p.a_stride + first * kBlock + k % kBlock;
-        // Four tiles ahead: the map may come from beyond the second-level cache.
-        const T* ahead = a + 4 * rows * kBlock;
+        // The map may come from beyond the second-level cache.
+        const T* ahead = a + (p.k > 1024 ? 1 : 4) * rows * kBlock;
         constexpr int lines = kPair<T>;  // pixels of a cache line
         EFFNET_FAST_UNROLL for (int m = 0; m < rows; m += 2 * lines) {
             __builtin_prefetch(ahead + (m + k % kBlock / 8 * lines) * kBlock);
@@ -123,8 +124,10 @@ void product_of(const Product<T, C>& p) {
         higher ? tile_of<kMaxRows[blocks], blocks, scattered, T, C>(rows + 1) : tile;
     const long step = long(p.k / 8) * kLinesAhead * 64;
     const char* next = reinterpret_cast<const char*>(p.next);
-    for (int i = 0, first = 0; i < tiles; ++i, next += step) {
-        (i < higher ? high : tile)(p, first, next);
+    for (int i = 0, first = 0; i < tiles; ++i) {
+        // What is in the cache costs nothing to ask for.
+        const char* ahead = i < kTilesOfNext ? next + i * step : reinterpret_cast<const char*>(p.b);
+        (i < higher ? high : tile)(p, first, ahead);
         first += rows + (i < higher);
     }
 }
