@@ -193,12 +193,28 @@ EFFNET_FAST_INLINE void one_and_exp_of_minus(Vec* v) {
         power[i] = (Vec)_mm512_permutex2var_ps((__m512)low, (__m512i)shifted[i], (__m512)high);
         EFFNET_FAST_KEEP(v[i]);
     }
+    if constexpr (rough) {
+        EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
+            power[i] = (Vec)_mm512_scalef_ps((__m512)power[i], (__m512)n[i]);
+        }
+        EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) v[i] = v[i] * power[i] + 1.0f;
+        return;
+    }
+    Vec p[count];
     EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
-        power[i] = (Vec)_mm512_scalef_ps((__m512)power[i], (__m512)n[i]);
-        if (!rough) v[i] = (v[i] * 0.50000727f + 1.0000147f) * v[i] + 1.0f;
+        p[i] = v[i] * 0.50000727f + 1.0000147f;
+        v[i] = v[i] * power[i];
         EFFNET_FAST_KEEP(v[i]);
     }
-    EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) v[i] = v[i] * power[i] + 1.0f;
+    EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
+        p[i] = p[i] * v[i] + power[i];
+        EFFNET_FAST_KEEP(p[i]);
+    }
+    // Last, so that infinity times NaN is infinity, as this instruction has it: sigmoid(-inf) = 0.
+    EFFNET_FAST_UNROLL for (int i = 0; i < count; ++i) {
+        v[i] = 1.0f + (Vec)_mm512_scalef_ps((__m512)p[i], (__m512)n[i]);
+        EFFNET_FAST_KEEP(v[i]);
+    }
 }
 
 #else
