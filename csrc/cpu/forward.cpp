@@ -231,14 +231,12 @@ private:
         return own_.products + ((long(b) * p.chunk + r) * p.chunk_width() + 1) * kBlock;
     }
 
-    template <typename W>
-    static const Panel<W>* first_of(const Panels<W>& w, Range group) {
+    static const Panel<T>* first_of(const Panels<T>& w, Range group) {
         const auto before = [](const Range& p, int block) { return p.first < block; };
         return &*std::lower_bound(w.panels.begin(), w.panels.end(), group.first, before);
     }
 
-    template <typename W>
-    static bool in_group(const Panels<W>& w, Range group, const Panel<W>* panel) {
+    static bool in_group(const Panels<T>& w, Range group, const Panel<T>* panel) {
         return panel != w.panels.data() + w.panels.size() &&
                panel->first < group.first + group.count;
     }

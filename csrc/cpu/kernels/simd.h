@@ -67,12 +67,6 @@ EFFNET_FAST_INLINE void store_pixels(T* p, const Vec* v) {
     EFFNET_FAST_UNROLL for (; x < count; ++x) store(p + x * kBlock, v[x]);
 }
 
-// The two Bf16 at p in every lane.
-EFFNET_FAST_INLINE Vec broadcast_bits(const Bf16* p) {
-    return reinterpret_cast<Vec>(reinterpret_cast<UnsignedVec>(Vec{}) |
-                                 *reinterpret_cast<const UnsignedBits*>(p));
-}
-
 // Two neighbours in each lane, as Bf16 weights lie.
 EFFNET_FAST_INLINE Vec low(Vec pairs) {
     return reinterpret_cast<Vec>(reinterpret_cast<UnsignedVec>(pairs) << 16);
@@ -109,7 +103,10 @@ EFFNET_FAST_INLINE Vec load_lanes(const T* p) {
     return *reinterpret_cast<const UnalignedVec*>(p);
 }
 EFFNET_FAST_INLINE Vec broadcast_lane(const float* p) { return broadcast(*p); }
-EFFNET_FAST_INLINE Vec broadcast_lane(const Bf16* p) { return broadcast_bits(p); }
+EFFNET_FAST_INLINE Vec broadcast_lane(const Bf16* p) {
+    return reinterpret_cast<Vec>(reinterpret_cast<UnsignedVec>(Vec{}) |
+                                 *reinterpret_cast<const UnsignedBits*>(p));
+}
 EFFNET_FAST_INLINE void store_lanes(float* p, const Vec* v) { store(p, *v); }
 EFFNET_FAST_INLINE void store_lanes(Bf16* p, const Vec* v) {
     *reinterpret_cast<UnalignedVec*>(p) = pairs(v[0], v[1]);
